@@ -1,0 +1,79 @@
+"""The schema of `env.*`. Plain dataclasses: the trainer registers them with Hydra by import path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class GroupConfig:
+    """Members of a group play one task, variation and seed."""
+
+    n: int = 1  # episodes a task (the group size of GRPO)
+
+
+@dataclass
+class ContextConfig:
+    """How a conversation is shown to the policy and cut into training rows."""
+
+    kind: str = "trajectory"  # turn: a fresh prompt and one row a turn; trajectory: one growing conversation, one row
+    history_length: int = 5  # turn context: the last k turns shown in the prompt
+
+
+@dataclass
+class ActionFormatConfig:
+    """What a response has to look like."""
+
+    kind: str = "think_action"  # think_action: <think>..</think><action>..</action>; plain: the response is the action
+    stop: list[str] = field(default_factory=lambda: ["</action>"])
+
+
+@dataclass
+class RewardConfig:
+    """The reward of an episode: `success` on success, else 0; optionally the environment's score deltas."""
+
+    success: float = 10.0
+    score_delta_coef: float = 0.0  # adds coef * (score delta / 100) at the turn that earned it
+
+
+@dataclass
+class PoolConfig:
+    """Environment processes of one rollout worker."""
+
+    slots_per_worker: int = 8
+    start_timeout_s: float = 120.0
+    reset_timeout_s: float = 60.0
+    step_timeout_s: float = 60.0
+    stall_warning_s: float = 60.0  # a rollout without progress for so long names what it waits for
+    max_consecutive_replacements: int = 3
+    log_dir: str | None = None  # simulators' stdout and stderr; the trainer sets it to the run folder
+
+
+@dataclass
+class TaskSetConfig:
+    """Tasks to draw from: a named list, or a JSON file of one."""
+
+    name: str = "L0_train"
+    tasks: list[str] | None = None  # only these task types, by name
+    max_tasks: int | None = None  # a seeded subset of so many tasks
+    seed: int = 0
+
+
+@dataclass
+class EnvConfig:
+    """`env.*`: the environment, its tasks, and how the agent talks to it."""
+
+    env_name: str = "sciworld/SciWorldEnv"
+    seed: int = 0
+    max_steps: int = 30
+    rollout: GroupConfig = field(default_factory=GroupConfig)
+    context: ContextConfig = field(default_factory=ContextConfig)
+    action_format: ActionFormatConfig = field(default_factory=ActionFormatConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    train: TaskSetConfig = field(default_factory=TaskSetConfig)
+    val: dict[str, TaskSetConfig] = field(
+        default_factory=lambda: {"l1": TaskSetConfig(name="L1_test", max_tasks=128)}
+    )
+    options: dict[str, Any] = field(default_factory=dict)  # the environment's own settings, checked by its package

@@ -1,0 +1,80 @@
+"""The three roles of the agent loop: an environment, a policy, a way of writing prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from agent_system.types import (
+    Generation,
+    Observation,
+    ParsedAction,
+    SamplingParams,
+    StepResult,
+    Task,
+    Turn,
+)
+
+
+@runtime_checkable
+class TextEnv(Protocol):
+    """A text environment that lives in its own process and plays one episode after another.
+
+    It is a `gymnasium.Env` whose observations are text; the pool talks to it through these calls.
+    """
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        """Start the episode described by `options["task"]`. Returns (observation, info)."""
+        ...
+
+    def step(self, action: str) -> tuple[Any, float, bool, bool, dict]:
+        """Returns (observation, reward, terminated, truncated, info)."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class AsyncEnv(Protocol):
+    """A slot of the pool as the loop sees it: one environment process behind awaitable calls."""
+
+    async def reset(self, task: Task) -> tuple[Observation, dict[str, Any]]: ...
+
+    async def step(self, action: str) -> StepResult: ...
+
+
+class Policy(Protocol):
+    """All that the loop knows of an engine."""
+
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: SamplingParams, *, trajectory_id: str
+    ) -> Generation:
+        """Sample one response. Equal `trajectory_id`s may share a cached prefix."""
+        ...
+
+    def release(self, trajectory_id: str) -> None:
+        """The trajectory is over: its cached prefix may go."""
+        ...
+
+
+class PromptBuilder(Protocol):
+    """How one environment is put in words: messages in, a command out."""
+
+    def system(self, task_text: str) -> str | None:
+        """The system message, or None for none."""
+        ...
+
+    def first(self, task_text: str, observation: Observation) -> str:
+        """The first user message: the task and the first observation."""
+        ...
+
+    def next(self, observation: Observation) -> str:
+        """The user message that answers an action, in the `trajectory` context."""
+        ...
+
+    def turn(self, task_text: str, history: Sequence[Turn], observation: Observation, step: int) -> str:
+        """The whole user message of turn `step`, in the `turn` context."""
+        ...
+
+    def parse(self, response: str, observation: Observation) -> ParsedAction:
+        """Turn a model output into a command. Never raises."""
+        ...

@@ -1,0 +1,141 @@
+"""The values that flow through the agent loop. Plain data: no torch, no Ray, no engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+# Why a trajectory ended. "truncated" is the turn limit, "overlong" a conversation that no longer fits.
+TerminationReason = Literal["success", "failure", "truncated", "overlong", "env_error"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing to solve: what `TextEnv.reset` needs to start exactly this episode again.
+
+    `name` is the task type (metrics are split by it), `options` the environment's own coordinates
+    (ScienceWorld: task_name, variation; ALFWorld: game), `seed` the episode's seed.
+    """
+
+    name: str
+    options: Mapping[str, Any]
+    seed: int = 0
+
+    @property
+    def key(self) -> str:
+        """A stable, readable identity: equal for equal tasks, across processes and runs."""
+        coordinates = ",".join(f"{k}={self.options[k]}" for k in sorted(self.options))
+        return f"{self.name}[{coordinates}]#{self.seed}"
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A request to play `task` once. All episodes with the same `uid` form a group."""
+
+    task: Task
+    uid: str
+    traj_uid: str
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the agent sees. `admissible_actions` is None where the environment does not list them."""
+
+    text: str
+    admissible_actions: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """The environment's answer to one action. `info` has at least `score` (0-100) and `success`."""
+
+    observation: Observation
+    reward: float
+    terminated: bool
+    truncated: bool
+    info: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ParsedAction:
+    """A model output turned into an environment command.
+
+    `is_format_valid`: the output followed the `<think>/<action>` format.
+    `is_admissible`: the command is one the environment accepts now; None when it cannot tell.
+    """
+
+    text: str
+    is_format_valid: bool
+    is_admissible: bool | None = None
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to sample one response. `temperature` 0 is greedy; `seed` makes the request repeatable."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    max_tokens: int = 512
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What an engine returns: the sampled ids (with the stop or end token) and their log-probs.
+
+    `token_ids`: (T,) int. `log_probs`: (T,) float, of softmax(logits / temperature), before top-p and top-k.
+    `finish_reason`: "stop" (end token or stop string) or "length". `weight_version`: the policy
+    version that produced it.
+    """
+
+    token_ids: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    finish_reason: Literal["stop", "length"]
+    weight_version: int = 0
+
+
+@dataclass
+class Turn:
+    """One prompt-response-action-observation exchange, with the exact tokens that were sampled.
+
+    `prompt_ids` is all that the engine saw for this turn (in the `trajectory` context it starts
+    with every earlier prompt and response).
+    """
+
+    index: int
+    prompt_ids: np.ndarray
+    response_ids: np.ndarray
+    log_probs: np.ndarray
+    response_text: str
+    action: ParsedAction
+    observation: str
+    reward: float
+    weight_version: int = 0
+    dropped_turns: int = 0  # turns of history that did not fit the prompt budget
+
+
+@dataclass
+class Trajectory:
+    """One finished episode."""
+
+    episode: Episode
+    turns: list[Turn]
+    reason: TerminationReason
+    success: bool
+    score: float
+    episode_reward: float
+    info: dict[str, Any] = field(default_factory=dict)
+    timing_s: dict[str, float] = field(default_factory=dict)  # reset, env, generate: seconds of this episode
+
+    @property
+    def num_turns(self) -> int:
+        return len(self.turns)

@@ -1,0 +1,87 @@
+"""`actor_rollout_ref.*`: the policy, its reference and the engine that samples from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from verl.config.model import FSDPConfig, ModelConfig
+from verl.config.optim import OptimConfig
+
+
+@dataclass
+class PolicyLossConfig:
+    loss_mode: str = "vanilla"  # a name registered with `register_policy_loss`
+
+
+@dataclass
+class ActorConfig:
+    """The policy update."""
+
+    ppo_mini_batch_size: int = 256  # rows an optimiser step
+    ppo_micro_batch_size_per_gpu: int | None = None  # rows a forward pass; None: the whole share of the rank
+    use_dynamic_bsz: bool = False  # cut micro-batches by tokens
+    ppo_max_token_len_per_gpu: int = 16384
+    ppo_epochs: int = 1
+    shuffle: bool = True  # rows are shuffled (by the run's seed) before they are cut into mini-batches
+    clip_ratio: float = 0.2
+    clip_ratio_low: float | None = None  # default: clip_ratio
+    clip_ratio_high: float | None = None  # default: clip_ratio
+    clip_ratio_c: float = 3.0  # dual clip, for negative advantages
+    loss_agg_mode: str = "token-mean"
+    loss_scale_factor: int | None = None  # seq-mean-token-sum-norm: divides by this; default: the response length
+    policy_loss: PolicyLossConfig = field(default_factory=PolicyLossConfig)
+    entropy_coeff: float = 0.0  # a plain entropy bonus; with EPO its lambda
+    use_kl_loss: bool = False
+    kl_loss_coef: float = 0.001
+    kl_loss_type: str = "low_var_kl"  # k1 | abs | k2 | low_var_kl (k3) | full
+    use_invalid_action_penalty: bool = True
+    invalid_action_penalty_coef: float = 0.1  # subtracted at the last token of an invalid turn
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    fsdp_config: FSDPConfig = field(default_factory=FSDPConfig)
+
+
+@dataclass
+class RefConfig:
+    """The frozen reference policy, built only when a KL term needs it."""
+
+    log_prob_micro_batch_size_per_gpu: int | None = None
+    log_prob_use_dynamic_bsz: bool = False
+    log_prob_max_token_len_per_gpu: int = 16384
+    fsdp_config: FSDPConfig = field(default_factory=FSDPConfig)
+
+
+@dataclass
+class SamplingConfig:
+    """How responses are drawn in validation."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    do_sample: bool = True
+
+
+@dataclass
+class RolloutConfig:
+    """The inference engine and the rollout workers."""
+
+    name: str = "hf"  # hf: transformers with a KV cache that lasts a trajectory
+    workers: int | None = None  # rollout workers on the cluster; default: as many as training workers
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    max_num_seqs: int = 64  # requests that are decoded together
+    max_model_len: int | None = None  # default: max_prompt_length + max_response_length
+    dtype: str = "auto"  # auto: bfloat16 on cuda, float32 on cpu
+    log_prob_micro_batch_size_per_gpu: int | None = None
+    log_prob_use_dynamic_bsz: bool = False
+    log_prob_max_token_len_per_gpu: int = 16384
+    val_kwargs: SamplingConfig = field(default_factory=SamplingConfig)
+    agent_loop: str = "agent_system.adapters.ray:RolloutWorker"  # import path of the worker class
+
+
+@dataclass
+class ActorRolloutRefConfig:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    actor: ActorConfig = field(default_factory=ActorConfig)
+    ref: RefConfig = field(default_factory=RefConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)

@@ -1,0 +1,33 @@
+"""`algorithm.*` and `data.*`: the estimator, KL control and batch sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class KLControlConfig:
+    type: str = "fixed"  # fixed | adaptive
+    kl_coef: float = 0.001
+    horizon: int = 10000  # adaptive: steps over which the coefficient reacts
+    target_kl: float = 0.1
+
+
+@dataclass
+class AlgorithmConfig:
+    adv_estimator: str = "grpo"  # a name registered with `register_adv_est`: gae, grpo, rloo, ...
+    gamma: float = 1.0
+    lam: float = 1.0
+    norm_adv_by_std_in_grpo: bool = True
+    use_kl_in_reward: bool = False
+    kl_penalty: str = "kl"
+    kl_ctrl: KLControlConfig = field(default_factory=KLControlConfig)
+    drop_zero_advantage_groups: bool = False  # groups whose members all earned the same carry no signal
+
+
+@dataclass
+class DataConfig:
+    train_batch_size: int = 16  # tasks a step; episodes = train_batch_size * env.rollout.n
+    val_batch_size: int | None = None  # episodes in flight in validation; default: all slots
+    max_prompt_length: int = 2048  # tokens of a prompt (trajectory context: of the whole conversation)
+    max_response_length: int = 512  # tokens of one response

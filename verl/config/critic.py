@@ -1,0 +1,31 @@
+"""`critic.*`: the value function of PPO."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from verl.config.model import FSDPConfig, ModelConfig
+from verl.config.optim import OptimConfig
+
+
+@dataclass
+class CriticModelConfig(ModelConfig):
+    path: str = "${actor_rollout_ref.model.path}"
+    load_method: str = "${actor_rollout_ref.model.load_method}"
+    fsdp_config: FSDPConfig = field(default_factory=FSDPConfig)
+
+
+@dataclass
+class CriticConfig:
+    """Built only when the advantage estimator is `gae`."""
+
+    model: CriticModelConfig = field(default_factory=CriticModelConfig)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-5))
+    ppo_mini_batch_size: int = 256
+    ppo_micro_batch_size_per_gpu: int | None = None
+    use_dynamic_bsz: bool = False
+    ppo_max_token_len_per_gpu: int = 32768
+    ppo_epochs: int = 1
+    shuffle: bool = True
+    cliprange_value: float = 0.5
+    loss_agg_mode: str = "token-mean"

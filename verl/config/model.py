@@ -1,0 +1,41 @@
+"""What is trained, and how it is laid out over the workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class ModelConfig:
+    """A Hugging Face causal language model."""
+
+    path: str = "???"  # a local folder, a hub name, or a name of `verl.workers.model_loading`: small, smollm2
+    load_method: str = "auto"  # local: `path` must be a folder; huggingface: a hub name; auto: either
+    tokenizer_path: str | None = None  # default: path
+    trust_remote_code: bool = False
+    enable_gradient_checkpointing: bool = False
+    use_remove_padding: bool = True  # pack with flash-attention, trim to the longest row with sdpa
+    attn_implementation: str = "auto"  # auto: flash_attention_2 when installed and on cuda, else sdpa
+    lora_rank: int = 0  # 0: train all parameters
+    lora_alpha: int = 16
+    target_modules: str = "all-linear"
+
+
+@dataclass
+class FSDPConfig:
+    """FSDP2 (`fully_shard`) over all ranks of the worker group."""
+
+    dtype: str = "auto"  # parameters and optimiser: float32 | bfloat16; auto: float32
+    mixed_precision: str = "auto"  # compute: float32 | bfloat16; auto: bfloat16 on cuda, float32 on cpu
+    param_offload: bool = False  # cuda: keep parameters on the CPU between phases
+    optimizer_offload: bool = False
+    reshard_after_forward: bool = True
+
+
+@dataclass
+class MicroBatchConfig:
+    """How a mini-batch is cut for one forward pass. Never changes the loss or the gradients."""
+
+    micro_batch_size_per_gpu: int | None = None  # rows
+    use_dynamic_bsz: bool = False  # cut by tokens instead of rows
+    max_token_len_per_gpu: int = 16384

@@ -1,0 +1,54 @@
+"""`trainer.*` and `ray_kwargs.*`: the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class ValidationConfig:
+    """What one validation measures, on every task set of `env.val`."""
+
+    modes: list[str] = field(default_factory=lambda: ["sampled"])  # sampled: rollout.val_kwargs; greedy
+    episodes_per_task: int = 1
+
+
+@dataclass
+class RunConfig:
+    device: str = "auto"  # auto | cuda | cpu
+    total_epochs: int = 30  # training steps when total_training_steps is null: one task batch a step
+    total_training_steps: int | None = None
+    project_name: str = "epo"
+    experiment_name: str = "run"
+    logger: list[str] = field(default_factory=lambda: ["console", "file"])  # console file tensorboard wandb
+    nnodes: int = 1
+    n_gpus_per_node: int = 1  # training workers a node; on a CPU: processes
+    seed: int = 0
+    save_freq: int = -1  # steps; a checkpoint is always written at the end
+    test_freq: int = -1  # steps
+    val_before_train: bool = True
+    val_after_train: bool = True
+    val_only: bool = False
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    critic_warmup: int = 0  # steps in which only the critic is trained
+    resume_mode: str = "auto"  # auto | disable | resume_path
+    resume_from_path: str | None = None
+    max_actor_ckpt_to_keep: int | None = None  # keep the newest N checkpoints; None: all
+    default_local_dir: str = "runs/${trainer.project_name}/${trainer.experiment_name}"
+    balance_batch: bool = True  # spread tokens evenly over the ranks
+    rollout_data_dir: str | None = "${trainer.default_local_dir}/rollouts"  # null: keep no rollouts
+    log_val_generations: int = 8  # trajectories a validation sends to the trackers
+    cpu_threads_per_worker: int = 1
+
+
+@dataclass
+class RayInitConfig:
+    address: str | None = None  # an existing cluster; null: start one here
+    num_cpus: int | None = None
+    runtime_env: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class RayConfig:
+    ray_init: RayInitConfig = field(default_factory=RayInitConfig)

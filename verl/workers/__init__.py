@@ -1,0 +1,1 @@
+"""Ray workers: FSDP actor, reference and critic, and the rollout engines."""
