@@ -1,0 +1,1 @@
+"""Helpers shared by the trainer and its workers."""
