@@ -73,7 +73,5 @@ class EnvConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
     train: TaskSetConfig = field(default_factory=TaskSetConfig)
-    val: dict[str, TaskSetConfig] = field(
-        default_factory=lambda: {"l1": TaskSetConfig(name="L1_test", max_tasks=128)}
-    )
+    val: dict[str, TaskSetConfig] = field(default_factory=dict)  # validation sets by a name of your choice
     options: dict[str, Any] = field(default_factory=dict)  # the environment's own settings, checked by its package

@@ -1,0 +1,76 @@
+"""From command-line overrides to a typed configuration. User mistakes become one sentence each."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from verl.config.compat import translate_overrides
+from verl.config.keys import ConfigKeys
+from verl.config.root import PPOConfig, register_schemas
+from verl.utils.errors import UserError
+from verl.utils.importing import load_object
+
+CONFIG_DIR = Path(__file__).resolve().parents[1] / "trainer" / "config"
+# Import paths, because verl never imports the two packages itself.
+ENV_SCHEMA = "agent_system.config:EnvConfig"
+EPO_SCHEMA = "epo.config:EPOConfig"
+
+
+def compose_config(
+    overrides: list[str], config_name: str = "ppo_trainer"
+) -> tuple[DictConfig, PPOConfig]:
+    """Compose a preset with Hydra overrides; legacy keys are translated (`verl.config.compat`).
+
+    Returns:
+        The resolved configuration as OmegaConf (to print and to save) and as typed dataclasses,
+        with `env` an `EnvConfig` and `epo` an `EPOConfig`.
+
+    Raises:
+        UserError: an unknown preset, key or group choice, a value of the wrong type, a missing
+            mandatory value, or an override that cannot be parsed.
+    """
+    schemas = {"env": load_object(ENV_SCHEMA), "epo": load_object(EPO_SCHEMA)}
+    register_schemas(schemas["env"], schemas["epo"])
+    _check_name("config name", config_name, CONFIG_DIR)
+    keys = ConfigKeys(schemas)
+    normalized = [keys.normalize(override) for override in translate_overrides(overrides)]
+    try:
+        with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
+            config = compose(config_name=config_name, overrides=normalized)
+        OmegaConf.resolve(config)
+        typed = OmegaConf.to_object(config)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_explain(error, keys)) from error
+    assert isinstance(typed, PPOConfig)
+    return config, typed
+
+
+def _check_name(kind: str, name: str, folder: Path) -> None:
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in names:
+        raise UserError(f"unknown {kind} '{name}'; available: {', '.join(names)}")
+
+
+def _explain(error: Exception, keys: ConfigKeys) -> str:
+    """Hydra's and OmegaConf's messages in one sentence that names the key and the remedy."""
+    if isinstance(error, OverrideParseException):
+        return f"cannot read the override '{error.override}'; write key=value (quote brackets and commas)"
+    cause = error.__cause__ or error
+    reason, *details = str(cause).splitlines()
+    match = re.search(r"full_key: (\S+)", "\n".join(details))
+    key = match[1] if match else ""
+    if "missing mandatory value" in reason:
+        return f"{key} is not set; add {key}=<value> to the command"
+    if re.match(r"Key '.*' (is )?not in ", reason):
+        return f"unknown key '{key}'{keys.suggest(key)}"
+    if choice := re.search(r"Could not find '(\w+)/(.+)'", reason):
+        folder = CONFIG_DIR / choice[1]
+        names = sorted(path.stem for path in folder.glob("*.yaml"))
+        return f"unknown {choice[1]} preset '{choice[2]}'; available: {', '.join(names)}"
+    return f"{key}: {reason}; give a value of the type in docs/configuration.md" if key else reason

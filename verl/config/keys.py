@@ -1,0 +1,107 @@
+"""The dotted keys of the configuration: which exist, and the nearest one to a typing mistake."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import is_dataclass
+from typing import Any
+
+from verl.config.root import PPOConfig
+from verl.utils.errors import UserError
+
+# Hydra's config groups: `env=alfworld` chooses a preset, `env.seed=1` sets a key.
+GROUPS = ("env", "epo", "algo")
+Schemas = dict[str, type]  # the dataclasses behind the keys that PPOConfig leaves open: env, epo
+
+
+class ConfigKeys:
+    """Every key a user may set, read off the dataclasses."""
+
+    def __init__(self, schemas: Schemas) -> None:
+        self._schemas = schemas
+
+    def normalize(self, override: str) -> str:
+        """The override in the one form that Hydra accepts for its key.
+
+        `key=value`, `+key=value` and `++key=value` all set the key; entries of a dictionary
+        (`env.options.x`, `env.val.l2.name`) may be new, everything else has to be in the schema.
+
+        Raises:
+            UserError: the key does not exist; the message names the nearest one.
+        """
+        key, equals, value = override.partition("=")
+        if key.startswith("~") or not equals or key in GROUPS or key.startswith("hydra."):
+            return override
+        key = key.lstrip("+")
+        names = key.split(".")
+        open_at = self._first_open_name(names)
+        if open_at is None:
+            return f"{key}={value}"
+        for name in reversed(names[open_at:]):
+            value = f"{{{name}: {value}}}"
+        return f"++{'.'.join(names[:open_at])}={value}"
+
+    def suggest(self, key: str) -> str:
+        """A sentence naming the key nearest to `key`, or none; it starts with a separator."""
+        leaf = key.rpartition(".")[2]
+
+        def likeness(name: str) -> float:
+            return (_ratio(name, key) + _ratio(name.rpartition(".")[2], leaf)) / 2
+
+        best = max(self.walk(), key=likeness)
+        if likeness(best) < 0.6:
+            return "; docs/configuration.md lists the keys"
+        return f"; did you mean '{best}'?"
+
+    def walk(self, node: type = PPOConfig, prefix: str = "") -> Iterator[str]:
+        """All dotted keys below `node`, in the order of the dataclasses."""
+        for name, annotation in self._fields(node, prefix).items():
+            yield f"{prefix}{name}"
+            entry = (
+                typing.get_args(annotation)[1] if typing.get_origin(annotation) is dict else None
+            )
+            if is_dataclass(annotation):
+                yield from self.walk(annotation, f"{prefix}{name}.")
+            elif is_dataclass(entry):
+                yield from self.walk(entry, f"{prefix}{name}.<name>.")
+
+    def _first_open_name(self, names: list[str]) -> int | None:
+        """Index of the first name that is a dictionary's entry; None: all names are fields.
+
+        A key that is itself a dictionary counts as open: its value is merged, not checked here.
+        """
+        node: Any = PPOConfig
+        for i, name in enumerate(names):
+            if not is_dataclass(node):
+                raise self._unknown(names)
+            prefix = "".join(f"{part}." for part in names[:i])
+            fields = self._fields(typing.cast(type, node), prefix)
+            if name not in fields:
+                raise self._unknown(names)
+            node = fields[name]
+            if typing.get_origin(node) is dict:
+                return i + 1
+        return None
+
+    def _fields(self, node: type, prefix: str) -> dict[str, Any]:
+        hints = {name: _without_none(hint) for name, hint in typing.get_type_hints(node).items()}
+        return hints | self._schemas if prefix == "" else hints
+
+    def _unknown(self, names: list[str]) -> UserError:
+        key = ".".join(names)
+        return UserError(f"unknown key '{key}'{self.suggest(key)}")
+
+
+def _ratio(a: str, b: str) -> float:
+    return difflib.SequenceMatcher(None, a, b).ratio()
+
+
+def _without_none(annotation: Any) -> Any:
+    """`X` of `X | None`; other annotations unchanged."""
+    if isinstance(annotation, types.UnionType):
+        kinds = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
+        return kinds[0] if len(kinds) == 1 else annotation
+    return annotation
