@@ -76,7 +76,7 @@ class RolloutConfig:
     log_prob_use_dynamic_bsz: bool = False
     log_prob_max_token_len_per_gpu: int = 16384
     val_kwargs: SamplingConfig = field(default_factory=SamplingConfig)
-    agent_loop: str = "agent_system.adapters.ray:RolloutWorker"  # import path of the worker class
+    agent_world: str = "agent_system.adapters.world:World"  # import path of an AgentWorld
 
 
 @dataclass

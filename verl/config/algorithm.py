@@ -22,6 +22,7 @@ class AlgorithmConfig:
     use_kl_in_reward: bool = False
     kl_penalty: str = "kl"
     kl_ctrl: KLControlConfig = field(default_factory=KLControlConfig)
+    entropy_plugin: str = "epo.plugin:build"  # import path; used when epo.enable
     drop_zero_advantage_groups: bool = False  # groups whose members all earned the same carry no signal
 
 

@@ -1,4 +1,4 @@
-"""Where other packages plug into the trainer: an entropy term, a hook a step, a way to move weights.
+"""Where other packages plug into the trainer: an entropy term, a hook, an agent's world.
 
 Shapes: B rows of a micro-batch, T response positions.
 """
@@ -34,7 +34,11 @@ class EntropyRegularizer(Protocol):
     required_columns: tuple[str, ...]
 
     def __call__(
-        self, entropy_BT: Tensor, mask_BT: Tensor, columns: Mapping[str, Tensor], context: StepContext
+        self,
+        entropy_BT: Tensor,
+        mask_BT: Tensor,
+        columns: Mapping[str, Tensor],
+        context: StepContext,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns (term to add to the loss, metrics as 0-d tensors, detached)."""
         ...
@@ -78,9 +82,47 @@ class Plugin:
     hook: StepHook
 
 
-class WeightSync(Protocol):
-    """Moves the actor's weights into the rollout engines."""
+@dataclass(frozen=True)
+class TaskSet:
+    """A fixed list of tasks to validate on, as episodes. `hash` identifies the list."""
 
-    def publish(self, state_dict: Mapping[str, Tensor], version: int) -> Any:
-        """Called on the actor's rank 0 with full tensors. Returns a small handle for the engines."""
+    name: str
+    episodes: list[Any]
+    hash: str
+
+
+class AgentWorld(Protocol):
+    """The agent's side of the trainer, on the driver: tasks in, rows out.
+
+    The trainer knows nothing else of environments. The configuration names the import path.
+    """
+
+    worker_class: type  # the rollout worker, started as a Ray actor
+
+    def check(self) -> None:
+        """Raises UserError when the environment cannot run here or a task list is empty."""
         ...
+
+    def train_episodes(self, count: int, group_size: int) -> list[Any]:
+        """`count` tasks, each played by `group_size` episodes that share a uid."""
+        ...
+
+    def validation_sets(self) -> list[TaskSet]: ...
+
+    def sampling(self, mode: str) -> Any:
+        """`train`, `sampled` or `greedy`."""
+        ...
+
+    def to_data_proto(self, trajectories: list[Any]) -> Any:
+        """The rows of one rollout (columns: see `agent_system.adapters.verl`)."""
+        ...
+
+    def metrics(self, trajectories: list[Any]) -> dict[str, float]: ...
+
+    def record(self, trajectory: Any) -> dict[str, Any]:
+        """A JSON-able account of one trajectory."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...

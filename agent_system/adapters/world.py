@@ -1,0 +1,93 @@
+"""The agent's side of the trainer, on the driver: tasks in, trajectories and rows out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from verl.workers.model_loading import load_tokenizer
+
+from agent_system.adapters.ray import RolloutWorker, check_environment, load_tasks
+from agent_system.adapters.verl import rollout_metrics, to_data_proto, trajectory_record
+from agent_system.environments.tasks import TaskSampler, task_list_hash
+from agent_system.types import Episode, SamplingParams, Task, Trajectory
+from verl import DataProto
+from verl.config.root import PPOConfig
+from verl.workers.interfaces import TaskSet
+
+
+class World:
+    """See `verl.workers.interfaces.AgentWorld`."""
+
+    worker_class = RolloutWorker
+
+    def __init__(self, config: PPOConfig) -> None:
+        self._config = config
+        self._drawn = 0
+
+    @cached_property
+    def _sampler(self) -> TaskSampler:
+        return TaskSampler(load_tasks(self._config, "train"), seed=self._config.env.seed)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(self._config.actor_rollout_ref.model)
+
+    def check(self) -> None:
+        check_environment(self._config)
+
+    def train_episodes(self, count: int, group_size: int) -> list[Episode]:
+        first = self._drawn
+        self._drawn += count
+        return [
+            episode
+            for i, task in enumerate(self._sampler.next(count), start=first)
+            for episode in group_of(task, f"train-{i}", group_size)
+        ]
+
+    def validation_sets(self) -> list[TaskSet]:
+        sets = []
+        for name in self._config.env.val:
+            tasks = load_tasks(self._config, name)
+            episodes = [group_of(task, f"{name}-{i}", 1)[0] for i, task in enumerate(tasks)]
+            sets.append(TaskSet(name, episodes, task_list_hash(tasks)))
+        return sets
+
+    def sampling(self, mode: str) -> SamplingParams:
+        rollout = self._config.actor_rollout_ref.rollout
+        drawn_by = rollout if mode == "train" else rollout.val_kwargs
+        greedy = mode == "greedy" or (mode == "sampled" and not rollout.val_kwargs.do_sample)
+        tagged = self._config.env.action_format.kind == "think_action"
+        return SamplingParams(
+            temperature=0.0 if greedy else drawn_by.temperature,
+            top_p=drawn_by.top_p,
+            top_k=drawn_by.top_k,
+            max_tokens=self._config.data.max_response_length,
+            stop=tuple(self._config.env.action_format.stop) if tagged else (),
+        )
+
+    def to_data_proto(self, trajectories: list[Trajectory]) -> DataProto:
+        return to_data_proto(
+            trajectories,
+            pad_token_id=self._tokenizer.pad_token_id,
+            context_kind=self._config.env.context.kind,
+        )
+
+    def metrics(self, trajectories: list[Trajectory]) -> dict[str, float]:
+        return rollout_metrics(trajectories)
+
+    def record(self, trajectory: Trajectory) -> dict[str, Any]:
+        return trajectory_record(trajectory)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sampler": self._sampler.state_dict(), "drawn": self._drawn}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._sampler.load_state_dict(state["sampler"])
+        self._drawn = state["drawn"]
+
+
+def group_of(task: Task, uid: str, size: int) -> list[Episode]:
+    """`size` episodes of one task under one uid."""
+    return [Episode(task, uid, f"{uid}/{member}") for member in range(size)]

@@ -1,0 +1,43 @@
+"""Write a checkpoint's policy as a plain Hugging Face folder.
+
+`python -m verl.trainer.main_export checkpoint=runs/.../global_step_30 output=my_model`
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import ray
+
+from verl.config.compose import compose_from_file
+from verl.trainer.cli import run_cli
+from verl.trainer.main_eval import split_checkpoint
+from verl.trainer.ppo.cluster import resolve_device, start_ray, start_trainers
+from verl.trainer.ppo.ray_trainer import total_training_steps
+from verl.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: list[str]) -> None:
+    """Load the actor alone (no environment, no critic) and save it."""
+    checkpoint, rest = split_checkpoint(arguments)
+    outputs = [a.removeprefix("output=") for a in rest if a.startswith("output=")]
+    if len(outputs) != 1 or Path(outputs[0]).exists():
+        raise UserError(f"output={outputs}: name exactly one folder that does not exist yet")
+    target = Path(outputs[0]).absolute()
+    overrides = ["trainer.val_only=true", *(a for a in rest if not a.startswith("output="))]
+    config = compose_from_file(checkpoint.parent / "config.yaml", overrides).config
+    start_ray(config, resolve_device(config.trainer.device))
+    try:
+        actor = start_trainers(config, None, total_training_steps(config))["actor"]
+        actor.load_checkpoint(str(checkpoint / "actor"))
+        actor.export_hf(str(target))
+    finally:
+        ray.shutdown()
+    logger.info("exported to %s", target)
+
+
+if __name__ == "__main__":
+    run_cli(main)

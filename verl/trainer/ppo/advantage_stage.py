@@ -1,0 +1,92 @@
+"""Rewards and advantages of one rollout: from a DataProto to the pure functions and back.
+
+R rows, T response positions. Rows of one trajectory share a `traj_uid`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from verl.config.algorithm import AlgorithmConfig
+from verl.config.root import PPOConfig
+from verl.protocol import DataProto
+from verl.trainer.ppo.aggregation import dense_ids
+from verl.trainer.ppo.core_algos import AdvantageEstimator, get_adv_estimator_fn
+from verl.trainer.ppo.kl import kl_in_reward
+
+
+def token_level_rewards(
+    batch: DataProto, config: PPOConfig, kl_coef: float
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Scores (R, T) less the invalid-action penalty and, if asked, less the KL to the reference."""
+    rewards = batch.batch["token_level_scores"]
+    actor, algorithm = config.actor_rollout_ref.actor, config.algorithm
+    metrics: dict[str, float] = {}
+    if actor.use_invalid_action_penalty:
+        penalty = actor.invalid_action_penalty_coef * batch.batch["invalid_action_mask"]
+        rewards = rewards - penalty
+        metrics["training/invalid_action_penalty"] = float(penalty.sum())
+    if algorithm.use_kl_in_reward:
+        rewards, kl = kl_in_reward(
+            rewards,
+            batch.batch["old_log_probs"],
+            batch.batch["ref_log_prob"],
+            batch.batch["response_mask"],
+            kl_coef,
+            algorithm.kl_penalty,
+        )
+        metrics |= {"actor/reward_kl_penalty": float(kl), "actor/reward_kl_coef": kl_coef}
+    return rewards, metrics
+
+
+def add_advantages(batch: DataProto, config: AlgorithmConfig) -> DataProto:
+    """Adds `advantages` and `returns` (R, T), by the estimator `algorithm.adv_estimator`."""
+    rewards = batch.batch["token_level_rewards"]
+    columns = {"response_mask": batch.batch["response_mask"]}
+    if config.adv_estimator == AdvantageEstimator.GAE:
+        columns["values"] = batch.batch["values"]
+    else:
+        rewards = with_episode_outcome(batch)
+    advantages, returns = get_adv_estimator_fn(config.adv_estimator)(
+        token_level_rewards=rewards,
+        **columns,
+        index=batch.non_tensor_batch["uid"],
+        traj_index=batch.non_tensor_batch["traj_uid"],
+        turn_index=batch.non_tensor_batch["turn"],
+        gamma=config.gamma,
+        lam=config.lam,
+        norm_adv_by_std_in_grpo=config.norm_adv_by_std_in_grpo,
+        config=config,
+    )
+    batch.batch["advantages"] = advantages
+    batch.batch["returns"] = returns
+    return batch
+
+
+def with_episode_outcome(batch: DataProto) -> torch.Tensor:
+    """Rewards (R, T) in which every row also earns what the other turns of its episode scored.
+
+    Outcome estimators look at one row at a time. A row that holds a whole trajectory is unchanged;
+    a row that holds one turn keeps its own penalties.
+    """
+    rewards, mask = batch.batch["token_level_rewards"], batch.batch["response_mask"]
+    scores_B = batch.batch["token_level_scores"].sum(dim=-1)
+    trajectory_B = dense_ids(batch.non_tensor_batch["traj_uid"])
+    episode_B = torch.zeros_like(scores_B).index_add_(0, trajectory_B, scores_B)[trajectory_B]
+    last_B = last_active(mask)
+    rewards = rewards.clone()
+    rewards[torch.arange(len(batch)), last_B] += episode_B - scores_B
+    return rewards
+
+
+def last_active(mask_BT: torch.Tensor) -> torch.Tensor:
+    """Position of the last active token of each row; 0 for a row without any."""
+    positions = torch.arange(mask_BT.shape[-1])
+    return (positions * mask_BT).amax(dim=-1)
+
+
+def rows_with_signal(batch: DataProto) -> np.ndarray:
+    """Indices of the rows whose advantages are not all zero (groups that all earned the same)."""
+    active = (batch.batch["advantages"] * batch.batch["response_mask"]).abs().amax(dim=-1)
+    return np.flatnonzero((active > 0).numpy())

@@ -1,0 +1,92 @@
+"""From one rollout's rows to mini-batches that every rank can share.
+
+R rows, T response positions. Padding rows make a batch divisible by the number of ranks; their
+response mask is zero, so they add nothing to any loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from verl.protocol import DataProto
+from verl.trainer.ppo.aggregation import loss_normalizers, trajectory_token_weights
+from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
+
+PADDING_UID = "padding"
+EMPTIED_COLUMNS = {"response_mask", "trajectory_weight", "token_weight", "token_level_scores"}
+
+
+def pad_rows(batch: DataProto, divisor: int) -> DataProto:
+    """Append copies of the first row, emptied of their response, until `divisor` divides R."""
+    missing = -len(batch) % divisor
+    if missing == 0:
+        return batch
+    rows = np.concatenate([np.arange(len(batch)), np.zeros(missing, dtype=np.int64)])
+    padded = batch.select_idxs(rows)
+    for key in EMPTIED_COLUMNS & set(padded.batch.keys()):
+        padded.batch[key][-missing:] = 0
+    padded.batch["turn_ids"][-missing:] = -1
+    # One real token is left: a row without any would divide by zero in attention.
+    width = padded.batch["prompts"].shape[1]
+    padded.batch["attention_mask"][-missing:] = 0
+    padded.batch["attention_mask"][-missing:, width - 1] = 1
+    for key in ("uid", "traj_uid"):
+        padded.non_tensor_batch[key] = padded.non_tensor_batch[key].copy()
+        padded.non_tensor_batch[key][-missing:] = PADDING_UID
+    return padded
+
+
+def balanced_order(batch: DataProto, ranks: int) -> np.ndarray:
+    """An order of the R rows in which every rank's contiguous share holds about equal tokens."""
+    if ranks == 1:
+        return np.arange(len(batch))
+    lengths = batch.batch["attention_mask"].sum(-1).tolist()
+    parts = get_seqlen_balanced_partitions(lengths, k_partitions=ranks, equal_size=True)
+    return np.concatenate([np.asarray(part, dtype=np.int64) for part in parts])
+
+
+def spread(batch: DataProto, ranks: int, balance: bool) -> tuple[DataProto, np.ndarray]:
+    """Pad to a multiple of `ranks` and balance tokens. Returns (batch, its row order)."""
+    padded = pad_rows(batch, ranks)
+    order = balanced_order(padded, ranks) if balance else np.arange(len(padded))
+    return padded.select_idxs(order), order
+
+
+def gather(result: DataProto, order: np.ndarray, rows: int) -> DataProto:
+    """Undo `spread` on a result: the original row order, without the padding rows."""
+    return result.select_idxs(np.argsort(order)[:rows])
+
+
+def mini_batches(
+    batch: DataProto,
+    mini_batch_size: int,
+    *,
+    epochs: int,
+    ranks: int,
+    balance: bool,
+    rng: np.random.Generator | None,
+    with_weights: bool,
+) -> Iterator[DataProto]:
+    """Cut R rows into ceil(R / mini_batch_size) even mini-batches, `epochs` times.
+
+    A mini-batch carries its own normalisers (`batch_num_tokens`, `global_batch_size`) and, with
+    `with_weights`, the columns `trajectory_weight` and `token_weight` (R, T), which sum to 1 over
+    it. `rng` shuffles the rows; None keeps their order.
+    """
+    count = -(-len(batch) // mini_batch_size)
+    for _ in range(epochs):
+        rows = np.arange(len(batch)) if rng is None else rng.permutation(len(batch))
+        for part in np.array_split(rows, count):
+            part_batch = batch.select_idxs(part)
+            mask = part_batch.batch["response_mask"]
+            if with_weights:
+                part_batch.batch["trajectory_weight"] = trajectory_token_weights(
+                    part_batch.non_tensor_batch["traj_uid"], part_batch.batch["turn_ids"], mask
+                )
+                part_batch.batch["token_weight"] = mask.float() / mask.sum().clamp(min=1)
+            normalizers = loss_normalizers(mask)
+            mini_batch, _ = spread(part_batch, ranks, balance)
+            mini_batch.meta_info = {**batch.meta_info, **normalizers}
+            yield mini_batch

@@ -1,0 +1,67 @@
+"""Checkpoints of a whole run: complete or absent, newest N kept, found again by `resume_mode`.
+
+<default_local_dir>/global_step_<n>/actor   critic   driver.pt
+<default_local_dir>/latest_checkpointed_iteration.txt
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from verl.config.trainer import RunConfig
+from verl.utils.atomic import atomic_directory, find_latest, prune, write_latest
+from verl.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+DRIVER_FILE = "driver.pt"
+
+
+class CheckpointStore:
+    """Saves and finds the checkpoints of one run folder."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        self.root = Path(config.default_local_dir).absolute()
+
+    def save(
+        self, step: int, driver_state: dict[str, Any], save_workers: Callable[[Path], None]
+    ) -> Path:
+        """Write `global_step_<step>`; `save_workers` fills the folder it is given."""
+        target = self.root / f"global_step_{step}"
+        with atomic_directory(target) as folder:
+            save_workers(folder)
+            torch.save(driver_state, folder / DRIVER_FILE)
+        write_latest(self.root, step)
+        if self._config.max_actor_ckpt_to_keep is not None:
+            prune(self.root, self._config.max_actor_ckpt_to_keep)
+        logger.info("checkpoint of step %d: %s", step, target)
+        return target
+
+    def find(self) -> Path | None:
+        """The checkpoint to resume from, by `trainer.resume_mode`; None starts afresh."""
+        if self._config.resume_mode == "disable":
+            return None
+        if self._config.resume_mode == "resume_path":
+            return checked_checkpoint(self._config.resume_from_path)
+        return find_latest(self.root)
+
+
+def checked_checkpoint(path: str | None) -> Path:
+    """`path` as a checkpoint folder. Raises UserError when it is none."""
+    if path is None or not (Path(path) / DRIVER_FILE).is_file():
+        raise UserError(
+            f"'{path}' is not a checkpoint: it holds no {DRIVER_FILE}; "
+            "give a folder named global_step_<n> of an earlier run"
+        )
+    return Path(path).absolute()
+
+
+def load_driver_state(folder: Path) -> dict[str, Any]:
+    """Plain Python values and tensors only: nothing is executed while loading."""
+    return torch.load(folder / DRIVER_FILE, weights_only=True)

