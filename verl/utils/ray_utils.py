@@ -1,0 +1,48 @@
+"""Small helpers around Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import ray
+
+# Ray hides the devices of other workers, unless one of these switches it off for an accelerator.
+_NOSET_VISIBLE_DEVICES = (
+    "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES",
+    "RAY_EXPERIMENTAL_NOSET_ROCR_VISIBLE_DEVICES",
+    "RAY_EXPERIMENTAL_NOSET_HIP_VISIBLE_DEVICES",
+    "RAY_EXPERIMENTAL_NOSET_ASCEND_RT_VISIBLE_DEVICES",
+)
+_MAX_PUT_THREADS = 16
+
+
+def ray_noset_visible_devices(env_vars: dict[str, str] | None = None) -> bool:
+    """Whether workers see all devices of their node, and must choose theirs by index."""
+    env_vars = dict(os.environ) if env_vars is None else env_vars
+    return any(env_vars.get(key) for key in _NOSET_VISIBLE_DEVICES)
+
+
+def parallel_put(data_list: list[Any], max_workers: int | None = None) -> list[ray.ObjectRef]:
+    """Put objects into Ray's object store from several threads; references in the same order.
+
+    Copying into the store releases the interpreter lock, so that large batches gain from threads.
+
+    Raises:
+        AssertionError: the list is empty.
+    """
+    assert len(data_list) > 0, "data_list must not be empty"
+    with ThreadPoolExecutor(max_workers or min(len(data_list), _MAX_PUT_THREADS)) as pool:
+        return list(pool.map(ray.put, data_list))
+
+
+def get_event_loop() -> asyncio.AbstractEventLoop:
+    """The thread's event loop; a new one where there is none yet."""
+    try:
+        return asyncio.get_event_loop()
+    except RuntimeError:
+        loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(loop)
+        return loop
