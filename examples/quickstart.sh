@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# The main job on a CPU: a small policy learns three ScienceWorld tasks with GRPO and EPO.
+#
+#   bash examples/quickstart.sh [hydra overrides]      e.g. trainer.seed=1
+set -euo pipefail
+
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
+bash "$root/examples/setup_env.sh" sciworld
+cd "$root"
+exec .venv/bin/python -m verl.trainer.main_ppo --config-name quickstart "$@"

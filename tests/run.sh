@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Sets up .venv and runs the tests.
+#
+#   bash tests/run.sh              everything that this machine can run
+#   bash tests/run.sh quick        without slow tests and optional packages
+#   bash tests/run.sh <args>       handed to pytest, e.g. tests/unit/epo -k corridor
+set -euo pipefail
+
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
+bash "$root/examples/setup_env.sh" sciworld,dev
+
+arguments=("$@")
+case "${1:-all}" in
+    quick) arguments=(-m "not slow and not gpu and not vllm and not alfworld" "${@:2}") ;;
+    all) arguments=("${@:2}") ;;
+esac
+
+cd "$root"
+export OMP_NUM_THREADS=1 # the tests start processes of their own, one thread each
+exec .venv/bin/python -m pytest --durations=10 "${arguments[@]}"
