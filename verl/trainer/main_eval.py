@@ -8,7 +8,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from verl.config.compose import compose_from_file
+from omegaconf import OmegaConf
+
+from verl.config.saved import load_saved
 from verl.trainer.cli import run_cli
 from verl.trainer.ppo.checkpoint import checked_checkpoint
 from verl.trainer.run import training_run
@@ -22,7 +24,7 @@ def main(arguments: list[str]) -> None:
     """The run's own configuration, with the training parts switched off."""
     checkpoint, overrides = split_checkpoint(arguments)
     output = checkpoint.parent / f"eval_{checkpoint.name}"
-    composed = compose_from_file(
+    composed, config = load_saved(
         checkpoint.parent / "config.yaml",
         [
             "trainer.val_only=true",
@@ -33,11 +35,11 @@ def main(arguments: list[str]) -> None:
             *overrides,
         ],
     )
-    with training_run(composed.config, composed.resolved) as trainer:
+    with training_run(config, OmegaConf.to_container(composed)) as trainer:
         trainer.restore()
         trainer.sync_weights()
         metrics = trainer.validate()
-    target = Path(composed.config.trainer.default_local_dir) / "eval.json"
+    target = Path(config.trainer.default_local_dir) / "eval.json"
     atomic_write_json(target, metrics)
     logger.info("\n%s\nwritten to %s", evaluation_table(metrics), target)
 

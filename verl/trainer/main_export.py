@@ -10,7 +10,7 @@ from pathlib import Path
 
 import ray
 
-from verl.config.compose import compose_from_file
+from verl.config.saved import load_saved
 from verl.trainer.cli import run_cli
 from verl.trainer.main_eval import split_checkpoint
 from verl.trainer.ppo.cluster import resolve_device, start_ray, start_trainers
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"output={outputs}: name exactly one folder that does not exist yet")
     target = Path(outputs[0]).absolute()
     overrides = ["trainer.val_only=true", *(a for a in rest if not a.startswith("output="))]
-    config = compose_from_file(checkpoint.parent / "config.yaml", overrides).config
+    _, config = load_saved(checkpoint.parent / "config.yaml", overrides)
     start_ray(config, resolve_device(config.trainer.device))
     try:
         actor = start_trainers(config, None, total_training_steps(config))["actor"]

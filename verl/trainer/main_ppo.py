@@ -1,11 +1,15 @@
-"""Train: `python -m verl.trainer.main_ppo [--config-name NAME] [key=value ...]`."""
+"""Train: `python -m verl.trainer.main_ppo [--config-name NAME] [--cfg job] [key=value ...]`."""
 
 from __future__ import annotations
 
+import argparse
 import logging
+import sys
 from pathlib import Path
 
-from verl.config.compose import compose_from_argv
+from omegaconf import OmegaConf
+
+from verl.config.compose import compose_config
 from verl.trainer.cli import run_cli
 from verl.trainer.run import training_run
 from verl.utils.report import summary_text, write_report
@@ -15,14 +19,27 @@ logger = logging.getLogger(__name__)
 
 def main(arguments: list[str]) -> None:
     """Compose, check, train, report."""
-    composed = compose_from_argv(arguments, default_config="ppo_trainer")
-    if composed is None:  # --help or --cfg: printed, nothing to run
+    options = parse(arguments)
+    composed, config = compose_config(options.overrides, options.config_name)
+    if options.cfg is not None:
+        sys.stdout.write(OmegaConf.to_yaml(composed))
         return
-    run_dir = Path(composed.config.trainer.default_local_dir).absolute()
-    with training_run(composed.config, composed.resolved) as trainer:
+    run_dir = Path(config.trainer.default_local_dir).absolute()
+    with training_run(config, OmegaConf.to_container(composed)) as trainer:
         trainer.fit()
     write_report(run_dir)
     logger.info("\n%s", summary_text(run_dir))
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Hydra's usual flags."""
+    parser = argparse.ArgumentParser(prog="python -m verl.trainer.main_ppo", description=__doc__)
+    parser.add_argument("--config-name", "-cn", default="ppo_trainer", help="a preset")
+    parser.add_argument("--cfg", "-c", choices=["job"], help="print the configuration and stop")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="see docs/configuration.md"
+    )
+    return parser.parse_intermixed_args(arguments)
 
 
 if __name__ == "__main__":

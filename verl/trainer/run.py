@@ -49,7 +49,7 @@ RECORDED_PACKAGES = (
 
 
 @contextmanager
-def training_run(config: PPOConfig, resolved: dict[str, Any]) -> Iterator[RayPPOTrainer]:
+def training_run(config: PPOConfig, resolved: Any) -> Iterator[RayPPOTrainer]:
     """A trainer with its workers up. Everything a user can get wrong is refused before Ray starts.
 
     `resolved` is the configuration as plain data; it is written to the run folder.

@@ -1,0 +1,37 @@
+"""The configuration that a run wrote to its folder, read back with overrides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from verl.config.compose import compose_config
+from verl.config.root import PPOConfig
+from verl.utils.errors import UserError
+
+
+def load_saved(path: Path, overrides: list[str]) -> tuple[DictConfig, PPOConfig]:
+    """`path` is a run's `config.yaml`; `overrides` are `key=value` and win.
+
+    Raises:
+        UserError: the file is missing, or holds or is given a key or value that does not fit.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing; keep a checkpoint in the folder of the run it is from")
+    saved = OmegaConf.load(path)
+    config, _ = compose_config(
+        [f"actor_rollout_ref.model.path={saved.actor_rollout_ref.model.path}"]
+    )
+    config.env.val, config.env.options = {}, {}  # free-form: replaced, not merged
+    try:
+        config = OmegaConf.merge(config, saved, OmegaConf.from_dotlist(overrides))
+        typed = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise UserError(
+            f"{str(error).splitlines()[0]} ({path} with {' '.join(overrides) or 'no overrides'}); "
+            "the keys are listed in docs/configuration.md"
+        ) from error
+    assert isinstance(typed, PPOConfig) and isinstance(config, DictConfig)
+    return config, typed
