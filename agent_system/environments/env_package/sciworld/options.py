@@ -1,0 +1,29 @@
+"""The settings of ScienceWorld, `env.options`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class SciWorldOptions:
+    """What the game looks like; one simulator per process.
+
+    `simplification`: comma-separated presets of the simulator ("easy", or "" for the full game).
+    `jvm_heap_mb`: heap limit of the simulator in MiB; 256 is enough for all 30 tasks.
+    `observation`: `full` is the simulator's text. `compact` lists rooms as "room : item , item",
+    sorted, without doors, articles and the contents of containers (see `text.py`); a teleport
+    then answers with the new room.
+    `teleport_look`: a teleport answers with the new room, in `full` too.
+    `admissible_actions`: list the commands that the simulator accepts now (25-40 ms a step more).
+    `rename`: in episodes with a seed other than 0, which are those drawn for training, swap the
+    names of rooms, box colours and animals (see `rename.py`); for the find-* tasks.
+    """
+
+    simplification: str = "easy"
+    jvm_heap_mb: int = 256
+    observation: Literal["full", "compact"] = "full"
+    teleport_look: bool = False
+    admissible_actions: bool = False
+    rename: bool = False

@@ -1,0 +1,164 @@
+"""A fixed number of environment processes, shared by the episodes of a rollout.
+
+    pool = EnvPool("sciworld/SciWorldEnv", {"simplification": "easy"}, PoolConfig())
+    async with pool.acquire() as env:
+        observation, info = await env.reset(task)
+        result = await env.step("look around")
+    pool.close()
+
+Between two awaits the pool holds nothing that belongs to an event loop, so that each rollout may
+run in an `asyncio.run` of its own. It is not thread-safe: one thread at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from agent_system.config import PoolConfig
+from agent_system.environments.registry import get_env_package
+from agent_system.environments.slot import EnvSlot, EnvWorkerError
+
+__all__ = ["EnvPool", "EnvPoolError", "EnvWorkerError", "PoolStats"]
+
+logger = logging.getLogger(__name__)
+
+
+class EnvPoolError(RuntimeError):
+    """A slot failed again and again: the environment itself is at fault, and no episode can run."""
+
+
+@dataclass(frozen=True)
+class PoolStats:
+    """`replacements`: environment processes replaced since the pool started."""
+
+    slots: int
+    busy: int
+    replacements: int
+
+
+class EnvPool:
+    """Environment slots that boot in parallel and are replaced when they fail.
+
+    A failure raises `EnvWorkerError` in the episode that met it; its slot gets a new process. A
+    slot that fails more than `max_consecutive_replacements` times without finishing an episode
+    breaks the pool: everything raises `EnvPoolError` from then on.
+
+    Raises ValueError when the environment is unknown, its options are wrong or it cannot run here.
+    """
+
+    def __init__(self, env_name: str, options: Mapping[str, Any], config: PoolConfig) -> None:
+        package = get_env_package(env_name)
+        if config.slots_per_worker < 1:
+            raise ValueError(f"slots_per_worker={config.slots_per_worker}; it has to be at least 1")
+        typed_options = package.parse_options(options)
+        package.check()
+        self._config = config
+        self._slots = [
+            EnvSlot(index, package.make_env, typed_options, config)
+            for index in range(config.slots_per_worker)
+        ]
+        self._idle = deque(self._slots)
+        self._waiters: deque[asyncio.Future[EnvSlot]] = deque()
+        self._replacements = 0
+        self._broken: str | None = None
+        for slot in self._slots:
+            slot.launch()
+
+    @asynccontextmanager
+    async def acquire(self) -> AsyncIterator[EnvSlot]:
+        """Wait for a free, booted slot; it is given back at the end of the block.
+
+        Raises EnvPoolError when the pool is broken or closed.
+        """
+        slot = await self._take()
+        try:
+            await self._boot(slot)
+            yield slot
+            if slot.failure is None:
+                slot.replacements_in_a_row = 0
+        finally:
+            self._give_back(slot)
+
+    def stats(self) -> PoolStats:
+        """Counts since the start of the pool."""
+        return PoolStats(
+            slots=len(self._slots),
+            busy=len(self._slots) - len(self._idle),
+            replacements=self._replacements,
+        )
+
+    def describe_waiting(self, longer_than_s: float) -> list[str]:
+        """The slots that have not answered for so long, with what they were asked."""
+        described = (slot.describe_waiting(longer_than_s) for slot in self._slots)
+        return [text for text in described if text is not None]
+
+    def close(self) -> None:
+        """Kill every process. May be called again."""
+        self._break("the environment pool is closed")
+        for slot in self._slots:
+            slot.kill()
+
+    async def _take(self) -> EnvSlot:
+        if self._broken is not None:
+            raise EnvPoolError(self._broken)
+        if self._idle:
+            slot = next((slot for slot in self._idle if slot.has_booted), self._idle[0])
+            self._idle.remove(slot)
+            return slot
+        waiter: asyncio.Future[EnvSlot] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self._hand_on(waiter.result())  # it came just before the cancellation
+            raise
+
+    async def _boot(self, slot: EnvSlot) -> None:
+        while True:
+            try:
+                await slot.ready()
+                return
+            except EnvWorkerError:
+                self._replace(slot)
+
+    def _give_back(self, slot: EnvSlot) -> None:
+        if self._broken is not None:
+            return
+        if slot.failure is not None:
+            self._replace(slot)
+        self._hand_on(slot)
+
+    def _hand_on(self, slot: EnvSlot) -> None:
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(slot)
+                return
+        self._idle.append(slot)
+
+    def _replace(self, slot: EnvSlot) -> None:
+        reason = slot.failure
+        self._replacements += 1
+        slot.replacements_in_a_row += 1
+        if slot.replacements_in_a_row > self._config.max_consecutive_replacements:
+            self._break(
+                f"environment slot {slot.index} failed {slot.replacements_in_a_row} times in a row "
+                f"without finishing an episode; the last reason: {reason}"
+            )
+            raise EnvPoolError(self._broken)
+        logger.warning("replacing an environment process: %s", reason)
+        slot.launch()
+
+    def _break(self, reason: str) -> None:
+        self._broken = reason
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_exception(EnvPoolError(reason))
+        self._waiters.clear()

@@ -1,0 +1,199 @@
+"""One environment process as the rollout loop sees it: awaitable `reset` and `step`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from agent_system.config import PoolConfig
+from agent_system.types import Observation, StepResult, Task
+
+MIN_START_WAIT_S = 1.0
+
+
+class EnvWorkerError(RuntimeError):
+    """An environment process died, hung or failed: its episode is lost, no other one."""
+
+
+class EnvSlot:
+    """A place for an environment process; implements `AsyncEnv`.
+
+    `launch` only starts the process: it boots by itself while the caller does other things, and
+    `ready` waits for it. Nothing here is tied to an event loop between two calls.
+    """
+
+    def __init__(self, index: int, make_env: str, options: Any, config: PoolConfig) -> None:
+        self.index = index
+        self.failure: str | None = None
+        self.replacements_in_a_row = 0
+        self._make_env = make_env
+        self._options = options
+        self._config = config
+        self._process: subprocess.Popen | None = None
+        self._task: Task | None = None
+        self._waits_for: tuple[str, float] | None = None
+
+    # Life of the process
+
+    def launch(self) -> None:
+        """Start a fresh process in this slot, ending the previous one."""
+        self.kill()
+        self.failure, self._task, self._last_request, self._is_ready = None, None, 0, False
+        ours, theirs = socket.socketpair()
+        with theirs, self._open_log() as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "agent_system.environments.worker", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
+                start_new_session=True,  # its own group: it is killed with all it started
+            )
+        self._launched_at = time.monotonic()
+        self._connection = Connection(ours.detach())
+        self._connection.send((self._make_env, self._options))
+
+    def kill(self) -> None:
+        """End the process and everything it started. Harmless when there is none."""
+        if self._process is None:
+            return
+        # Before wait(): while the process is not reaped, its group id cannot be taken by others.
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._connection.close()
+        self._process = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, which is also the id of its process group."""
+        return self._process.pid if self._process else None
+
+    @property
+    def has_booted(self) -> bool:
+        """True when `ready` will not have to wait."""
+        return self._is_ready or self._connection.poll()
+
+    # What the loop calls
+
+    async def ready(self) -> None:
+        """Wait until the environment has started. Raises EnvWorkerError."""
+        if self._is_ready:
+            return
+        limit = self._launched_at + self._config.start_timeout_s - time.monotonic()
+        await self._answer("start", max(limit, MIN_START_WAIT_S))
+        self._is_ready = True
+
+    async def reset(self, task: Task) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode. Raises EnvWorkerError."""
+        self._task = task
+        coordinates = {"name": task.name, "options": dict(task.options), "seed": task.seed}
+        arguments = {"seed": task.seed, "options": {"task": coordinates}}
+        text, info = await self._request("reset", arguments, self._config.reset_timeout_s)
+        return _observation(text, info), info
+
+    async def step(self, action: str) -> StepResult:
+        """Play one action. Raises EnvWorkerError."""
+        text, reward, terminated, truncated, info = await self._request(
+            "step", {"action": action}, self._config.step_timeout_s
+        )
+        return StepResult(_observation(text, info), reward, terminated, truncated, info)
+
+    def describe_waiting(self, longer_than_s: float) -> str | None:
+        """What this slot has been waiting for, if it has been for longer than that."""
+        if self._waits_for is None:
+            return None
+        method, since = self._waits_for
+        seconds = time.monotonic() - since
+        if seconds < longer_than_s:
+            return None
+        return f"slot {self.index}: {method} for {seconds:.0f} s in {self._task_key()}"
+
+    # The wire
+
+    async def _request(self, method: str, kwargs: dict[str, Any], limit_s: float) -> Any:
+        if self.failure is not None:
+            raise EnvWorkerError(self.failure)
+        self._last_request += 1
+        try:
+            self._connection.send((self._last_request, method, kwargs))
+        except OSError:
+            self._fail(method, f"its process ended with exit code {self._exit_code()}")
+        return await self._answer(method, limit_s)
+
+    async def _answer(self, method: str, limit_s: float) -> Any:
+        self._waits_for = (method, time.monotonic())
+        try:
+            async with asyncio.timeout(limit_s):
+                kind, value = await self._receive(self._last_request)
+        except TimeoutError:
+            self._fail(method, f"no answer within {limit_s:.0f} s")
+        except (EOFError, OSError):
+            self._fail(method, f"its process ended with exit code {self._exit_code()}")
+        finally:
+            self._waits_for = None
+        if kind == "error":
+            self._fail(method, value)
+        return value
+
+    async def _receive(self, request_id: int) -> tuple[str, Any]:
+        # Answers to earlier requests belong to an episode that was cancelled while it waited.
+        while True:
+            await _readable(self._connection.fileno())
+            reply_id, kind, value = self._connection.recv()
+            if reply_id == request_id:
+                return kind, value
+
+    def _fail(self, method: str, reason: str) -> None:
+        log = f"; its output is in {self._log_path()}" if self._config.log_dir else ""
+        self.failure = (
+            f"environment slot {self.index} failed at {method} of {self._task_key()}: {reason}{log}"
+        )
+        raise EnvWorkerError(self.failure)
+
+    def _exit_code(self) -> int | None:
+        try:
+            return self._process.wait(timeout=1.0) if self._process else None
+        except subprocess.TimeoutExpired:
+            return None
+
+    def _task_key(self) -> str:
+        return self._task.key if self._task else "no task yet"
+
+    def _log_path(self) -> Path:
+        return Path(self._config.log_dir or os.devnull) / f"env_slot_{self.index:03d}.log"
+
+    def _open_log(self):
+        if self._config.log_dir is None:
+            return open(os.devnull, "ab")
+        self._log_path().parent.mkdir(parents=True, exist_ok=True)
+        return self._log_path().open("ab")
+
+
+def _observation(text: str, info: dict[str, Any]) -> Observation:
+    admissible = info.pop("admissible_actions", None)
+    return Observation(text, None if admissible is None else tuple(admissible))
+
+
+async def _readable(fd: int) -> None:
+    """Return when `fd` has something to read (or has hung up), without blocking the loop."""
+    loop = asyncio.get_running_loop()
+    is_readable = loop.create_future()
+
+    def wake() -> None:
+        if not is_readable.done():
+            is_readable.set_result(None)
+
+    loop.add_reader(fd, wake)
+    try:
+        await is_readable
+    finally:
+        loop.remove_reader(fd)

@@ -1,0 +1,120 @@
+"""Lists of tasks and the order in which training draws from them. Knows no environment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from agent_system.config import TaskSetConfig
+from agent_system.types import Task
+
+HASH_LENGTH = 16
+MAX_SEED = 2**31
+
+
+def select_tasks(tasks: Sequence[Task], config: TaskSetConfig) -> list[Task]:
+    """The tasks of the types `config.tasks`, cut to a seeded subset of `config.max_tasks`.
+
+    The list's order is kept. Raises ValueError on an unknown type and when nothing is left.
+    """
+    types = sorted({task.name for task in tasks})
+    for name in config.tasks or ():
+        if name not in types:
+            raise ValueError(
+                f"unknown task type '{name}' in '{config.name}'; available: {', '.join(types)}"
+            )
+    chosen = [task for task in tasks if config.tasks is None or task.name in config.tasks]
+    if config.max_tasks is not None and config.max_tasks < len(chosen):
+        rng = random.Random(config.seed)
+        indices = sorted(rng.sample(range(len(chosen)), max(config.max_tasks, 0)))
+        chosen = [chosen[index] for index in indices]
+    if not chosen:
+        raise ValueError(
+            f"the task list '{config.name}' is empty with tasks={config.tasks} and "
+            f"max_tasks={config.max_tasks}; drop the filter or set max_tasks to at least 1"
+        )
+    return chosen
+
+
+def load_task_file(path: str | Path) -> list[Task]:
+    """Tasks from a JSON list of {"name": str, "options": {..}, "seed": int (default 0)}.
+
+    Raises ValueError when the file is missing or is not such a list.
+    """
+    try:
+        rows = json.loads(Path(path).read_text(encoding="utf-8"))
+        return [Task(**row) for row in rows]
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"cannot read the task list '{path}': {error}; it has to be a JSON list of "
+            '{"name": .., "options": {..}, "seed": ..}'
+        ) from error
+
+
+def task_list_hash(tasks: Sequence[Task]) -> str:
+    """16 hexadecimal digits that identify the list: equal results were measured on equal tasks."""
+    text = "\n".join(task.key for task in tasks)
+    return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]
+
+
+class TaskSampler:
+    """Draws tasks without replacement, in a new order on every pass over the list.
+
+    `balanced`: every task type is drawn equally often, whatever the number of its variations.
+    Each draw gets an episode seed of its own (at least 1), so that an environment with a random
+    side shows a known task anew; the draws depend only on the list, `seed` and their number.
+    """
+
+    def __init__(self, tasks: Sequence[Task], seed: int, *, balanced: bool = False) -> None:
+        """Raises ValueError when `tasks` is empty."""
+        if not tasks:
+            raise ValueError("no tasks to sample from; check env.train.name and env.train.tasks")
+        self._seed = seed
+        self._hash = task_list_hash(tasks)
+        self._groups: dict[str, list[Task]] = {}
+        for task in tasks:
+            self._groups.setdefault(task.name if balanced else "all", []).append(task)
+        self._names = sorted(self._groups)
+        self._orders: dict[str, tuple[int, list[Any]]] = {}
+        self._drawn = 0
+
+    def next(self, n: int) -> list[Task]:
+        """The next `n` tasks."""
+        tasks = [self._task_at(index) for index in range(self._drawn, self._drawn + n)]
+        self._drawn += n
+        return tasks
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the sampler stands."""
+        return {"drawn": self._drawn, "task_list_hash": self._hash}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state`. Raises ValueError when it belongs to another task list."""
+        if state["task_list_hash"] != self._hash:
+            raise ValueError(
+                f"the checkpoint's task list {state['task_list_hash']} is not this run's "
+                f"{self._hash}; resume with the same env.train settings"
+            )
+        self._drawn = state["drawn"]
+
+    def _task_at(self, index: int) -> Task:
+        # every round draws once from each group, in a shuffled order of the groups
+        round_index, place = divmod(index, len(self._names))
+        name = self._order("", self._names, round_index)[place]
+        group = self._groups[name]
+        pass_index, place = divmod(round_index, len(group))
+        task = self._order(name, group, pass_index)[place]
+        rng = random.Random(f"{self._seed}/{index}")
+        return replace(task, seed=rng.randrange(1, MAX_SEED))
+
+    def _order(self, name: str, items: list[Any], pass_index: int) -> list[Any]:
+        """`items` shuffled for this pass; the latest order of each group is kept."""
+        if self._orders.get(name, (None,))[0] != pass_index:
+            rng = random.Random(f"{self._seed}/{name}/{pass_index}")
+            self._orders[name] = (pass_index, rng.sample(items, len(items)))
+        return self._orders[name][1]

@@ -1,0 +1,74 @@
+"""The process behind one slot of the pool: plays episodes on request until its parent is gone.
+
+Started as `python -m agent_system.environments.worker <fd>`, a process of its own rather than a
+fork or a thread, so that it holds only what the environment imports (no torch, no Ray) and can be
+killed with everything it started. Messages are pickled tuples over the socket `fd`:
+
+    parent -> worker   (make_env, options)            once
+                       (request_id, method, kwargs)   method: reset or step
+    worker -> parent   (request_id, "ok", result)     id 0 answers the start
+                       (request_id, "error", text)
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import threading
+import traceback
+from multiprocessing.connection import Connection
+from typing import Any
+
+from agent_system.environments.registry import import_object
+
+PARENT_CHECK_MS = 1000
+
+
+def main() -> int:
+    connection = Connection(int(sys.argv[1]))
+    threading.Thread(target=_die_with_parent, args=(connection.fileno(),), daemon=True).start()
+    try:
+        make_env, options = connection.recv()
+        env = import_object(make_env)(options)
+    except Exception:
+        connection.send((0, "error", traceback.format_exc()))
+        return 1
+    connection.send((0, "ok", None))
+    _serve(connection, env)
+    return 0
+
+
+def _serve(connection: Connection, env: Any) -> None:
+    methods = {"reset": env.reset, "step": env.step}
+    while True:
+        try:
+            request_id, method, kwargs = connection.recv()
+        except EOFError:
+            break
+        try:
+            reply = (request_id, "ok", methods[method](**kwargs))
+        except Exception:
+            reply = (request_id, "error", traceback.format_exc())
+        connection.send(reply)
+    env.close()
+
+
+def _die_with_parent(fd: int) -> None:
+    """End this process and its children as soon as the parent's end of the socket closes.
+
+    A thread of its own, because the main one may be waiting for a simulator that hangs. (The
+    kernel's parent-death signal is no substitute: it fires when the *thread* that started this
+    process ends, and the parent may well have started it from a short-lived one.)
+    """
+    parent = os.getppid()
+    poller = select.poll()
+    poller.register(fd, 0)  # hang-ups and errors are reported without asking
+    while not poller.poll(PARENT_CHECK_MS) and os.getppid() == parent:
+        pass
+    os.killpg(os.getpgrp(), signal.SIGKILL)  # the pool made this process the leader of its group
+
+
+if __name__ == "__main__":
+    sys.exit(main())
