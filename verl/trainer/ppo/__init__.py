@@ -1,0 +1,1 @@
+"""PPO and its relatives: advantages, losses, KL control, metrics and the trainer."""

@@ -1,0 +1,321 @@
+"""The losses of actor and critic: per-token losses first, then their reduction to a number.
+
+Shapes: B rows, T response tokens. A `*_loss` function maps log-probs to a `TokenLoss`; the
+functions known from verl (`compute_policy_loss_*`) read the config, call one and aggregate.
+
+`**normalizers` are those of `agg_loss`. Given the counts of a whole mini-batch
+(`loss_normalizers`), loss and metrics are this micro-batch's share: add them up over micro-batches
+and ranks.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from verl.trainer.ppo.aggregation import agg_loss
+from verl.utils.torch_functional import entropy_from_logits, masked_mean
+
+# exp(20) is 5e8: a larger log-ratio is a broken policy, not a number to train on
+MAX_LOG_RATIO = 20.0
+
+
+class TokenLoss(NamedTuple):
+    """`loss_BT`: (B, T) with gradient. `metrics`: names -> (B, T) per-token figures to average."""
+
+    loss_BT: Tensor
+    metrics: dict[str, Tensor]
+
+
+class ClipRange(NamedTuple):
+    """The ratio is kept in [1 - low, 1 + high]."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, config: Any) -> "ClipRange":
+        """`clip_ratio`, or `clip_ratio_low` and `clip_ratio_high` where given; default 0.2."""
+        if config is None:
+            return cls(0.2, 0.2)
+        low = config.clip_ratio if config.clip_ratio_low is None else config.clip_ratio_low
+        high = config.clip_ratio if config.clip_ratio_high is None else config.clip_ratio_high
+        return cls(low, high)
+
+
+def ppo_clip_loss(
+    old_log_prob: Tensor,
+    log_prob: Tensor,
+    advantages: Tensor,
+    *,
+    clip: ClipRange,
+    clip_ratio_c: float = 3.0,
+) -> TokenLoss:
+    """PPO's clipped surrogate (arXiv:1707.06347, eq. 7) with dual clip (arXiv:1912.09729).
+
+    With r = exp(log_prob - old_log_prob): max(-A*r, -A*clip(r, 1-low, 1+high)), and for A < 0 no
+    more than -A*c, so that one token with a huge ratio cannot dominate.
+
+    Raises:
+        ValueError: `clip_ratio_c` is not larger than 1.
+    """
+    if clip_ratio_c <= 1.0:
+        raise ValueError(
+            f"clip_ratio_c={clip_ratio_c} would clip on-policy tokens; it must be larger than 1.0"
+        )
+    log_ratio_BT = _log_ratio(log_prob, old_log_prob)
+    ratio_BT = log_ratio_BT.exp()
+    plain_BT = -advantages * ratio_BT
+    clipped_BT = -advantages * ratio_BT.clamp(1.0 - clip.low, 1.0 + clip.high)
+    pessimistic_BT = torch.maximum(plain_BT, clipped_BT)
+    ceiling_BT = -advantages * clip_ratio_c
+    negative_BT = advantages < 0
+    loss_BT = torch.where(negative_BT, torch.minimum(pessimistic_BT, ceiling_BT), pessimistic_BT)
+    metrics = {
+        "actor/pg_clipfrac": clipped_BT > plain_BT,
+        "actor/ppo_kl": -log_ratio_BT,
+        "actor/pg_clipfrac_lower": negative_BT & (pessimistic_BT > ceiling_BT),
+    }
+    return TokenLoss(loss_BT, metrics)
+
+
+def gspo_loss(
+    old_log_prob: Tensor,
+    log_prob: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    *,
+    clip: ClipRange,
+) -> TokenLoss:
+    """GSPO-token (arXiv:2507.18071): one clipped ratio a row, the geometric mean of its tokens'."""
+    log_ratio_BT = log_prob - old_log_prob
+    row_log_ratio_B1 = _row_mean(log_ratio_BT.detach(), response_mask).unsqueeze(-1)
+    # the value is the row's ratio, the gradient flows through each token's log-prob
+    ratio_BT = (log_prob - log_prob.detach() + row_log_ratio_B1).clamp(max=10.0).exp()
+    plain_BT = -advantages * ratio_BT
+    clipped_BT = -advantages * ratio_BT.clamp(1.0 - clip.low, 1.0 + clip.high)
+    metrics = {"actor/pg_clipfrac": clipped_BT > plain_BT, "actor/ppo_kl": -log_ratio_BT}
+    return TokenLoss(torch.maximum(plain_BT, clipped_BT), metrics)
+
+
+def geo_mean_loss(
+    old_log_prob: Tensor,
+    log_prob: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    *,
+    clip: ClipRange,
+) -> TokenLoss:
+    """GMPO (arXiv:2507.20673): the log-ratios are clipped a token and averaged a row.
+
+    The row's loss stands at each of its tokens; aggregate with ``seq-mean-token-mean``.
+    """
+    log_ratio_BT = log_prob - old_log_prob
+    clamped_BT = log_ratio_BT.clamp(-clip.low, clip.high)
+    sign_BT = advantages.sign()
+    pessimistic_BT = sign_BT * torch.minimum(sign_BT * log_ratio_BT, sign_BT * clamped_BT)
+    ratio_B = _row_mean(pessimistic_BT, response_mask).exp()
+    loss_B = -_row_mean(advantages, response_mask) * ratio_B
+    was_clipped_BT = log_ratio_BT != clamped_BT
+    metrics = {
+        "actor/pg_clipfrac": was_clipped_BT & (advantages > 0),
+        "actor/ppo_kl": -log_ratio_BT,
+        "actor/pg_clipfrac_lower": was_clipped_BT & (advantages < 0),
+    }
+    return TokenLoss(loss_B.unsqueeze(-1).expand_as(log_prob), metrics)
+
+
+def cispo_loss(
+    old_log_prob: Tensor, log_prob: Tensor, advantages: Tensor, *, clip: ClipRange
+) -> TokenLoss:
+    """CISPO (arXiv:2506.13585): -sg(clip(r)) * A * log_prob; clipped tokens keep a gradient."""
+    log_ratio_BT = _log_ratio(log_prob, old_log_prob)
+    ratio_BT = log_ratio_BT.detach().exp()
+    weight_BT = ratio_BT.clamp(1.0 - clip.low, 1.0 + clip.high)
+    metrics = {"actor/pg_clipfrac": ratio_BT != weight_BT, "actor/ppo_kl": -log_ratio_BT}
+    return TokenLoss(-weight_BT * advantages * log_prob, metrics)
+
+
+def value_loss(
+    vpreds: Tensor, returns: Tensor, values: Tensor, cliprange_value: float
+) -> TokenLoss:
+    """Half the larger squared error of the prediction and of its clip to `values` +- the range."""
+    clipped_BT = vpreds.clamp(values - cliprange_value, values + cliprange_value)
+    plain_error_BT = (vpreds - returns).square()
+    clipped_error_BT = (clipped_BT - returns).square()
+    loss_BT = 0.5 * torch.maximum(plain_error_BT, clipped_error_BT)
+    return TokenLoss(loss_BT, {"critic/vf_clipfrac": clipped_error_BT > plain_error_BT})
+
+
+def compute_policy_loss_vanilla(
+    old_log_prob: Tensor,
+    log_prob: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    loss_agg_mode: str = "token-mean",
+    config: Any = None,
+    rollout_is_weights: Tensor | None = None,
+    **normalizers: Any,
+) -> tuple[Tensor, dict[str, float]]:
+    """`ppo_clip_loss`, aggregated. This signature is what `register_policy_loss` expects.
+
+    Args:
+        old_log_prob, log_prob, advantages, response_mask: (B, T).
+        config: the actor's: `clip_ratio`, `clip_ratio_low`, `clip_ratio_high`, `clip_ratio_c`
+            (None: 0.2, 0.2, 0.2, 3.0).
+        rollout_is_weights: (B, T) importance weights, where the rollout engine's probabilities
+            differ from the trainer's.
+
+    Returns:
+        (0-d loss, metrics).
+    """
+    clip_ratio_c = 3.0 if config is None else config.clip_ratio_c
+    loss = ppo_clip_loss(
+        old_log_prob, log_prob, advantages, clip=ClipRange.of(config), clip_ratio_c=clip_ratio_c
+    )
+    return _aggregate(loss, response_mask, loss_agg_mode, rollout_is_weights, normalizers)
+
+
+def compute_policy_loss_gspo(
+    old_log_prob: Tensor,
+    log_prob: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    loss_agg_mode: str = "seq-mean-token-mean",
+    config: Any = None,
+    rollout_is_weights: Tensor | None = None,
+    **normalizers: Any,
+) -> tuple[Tensor, dict[str, float]]:
+    """`gspo_loss`, always a mean over rows of token means: the objective has one ratio a row."""
+    loss = gspo_loss(old_log_prob, log_prob, advantages, response_mask, clip=ClipRange.of(config))
+    return _aggregate(loss, response_mask, "seq-mean-token-mean", rollout_is_weights, normalizers)
+
+
+def compute_policy_loss_geo_mean(
+    old_log_prob: Tensor,
+    log_prob: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    loss_agg_mode: str = "seq-mean-token-mean",
+    config: Any = None,
+    rollout_is_weights: Tensor | None = None,
+    **normalizers: Any,
+) -> tuple[Tensor, dict[str, float]]:
+    """`geo_mean_loss`, always averaged over rows."""
+    loss = geo_mean_loss(
+        old_log_prob, log_prob, advantages, response_mask, clip=ClipRange.of(config)
+    )
+    return _aggregate(loss, response_mask, "seq-mean-token-mean", rollout_is_weights, normalizers)
+
+
+def compute_policy_loss_cispo(
+    old_log_prob: Tensor,
+    log_prob: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    loss_agg_mode: str = "token-mean",
+    config: Any = None,
+    rollout_is_weights: Tensor | None = None,
+    **normalizers: Any,
+) -> tuple[Tensor, dict[str, float]]:
+    """`cispo_loss`, aggregated."""
+    loss = cispo_loss(old_log_prob, log_prob, advantages, clip=ClipRange.of(config))
+    return _aggregate(loss, response_mask, loss_agg_mode, rollout_is_weights, normalizers)
+
+
+def compute_policy_loss_gpg(
+    old_log_prob: Tensor,
+    log_prob: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    loss_agg_mode: str = "token-mean",
+    config: Any = None,
+    rollout_is_weights: Tensor | None = None,
+    **normalizers: Any,
+) -> tuple[Tensor, dict[str, float]]:
+    """The plain policy gradient (arXiv:2504.02546), -A * log_prob, without an old policy."""
+    loss = TokenLoss(-advantages * log_prob, {})
+    return _aggregate(loss, response_mask, loss_agg_mode, rollout_is_weights, normalizers)
+
+
+def compute_policy_loss(
+    old_log_prob: Tensor,
+    log_prob: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    cliprange: float | None = None,
+    cliprange_low: float | None = None,
+    cliprange_high: float | None = None,
+    clip_ratio_c: float = 3.0,
+    loss_agg_mode: str = "token-mean",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`ppo_clip_loss` with the clip ranges as arguments.
+
+    Returns:
+        (pg_loss, pg_clipfrac, ppo_kl, pg_clipfrac_lower), all 0-d.
+    """
+    clip = ClipRange(
+        cliprange if cliprange_low is None else cliprange_low,
+        cliprange if cliprange_high is None else cliprange_high,
+    )
+    loss = ppo_clip_loss(old_log_prob, log_prob, advantages, clip=clip, clip_ratio_c=clip_ratio_c)
+    pg_loss = agg_loss(loss.loss_BT, response_mask, loss_agg_mode)
+    mean = {name: masked_mean(x_BT.float(), response_mask) for name, x_BT in loss.metrics.items()}
+    return pg_loss, mean["actor/pg_clipfrac"], mean["actor/ppo_kl"], mean["actor/pg_clipfrac_lower"]
+
+
+def compute_value_loss(
+    vpreds: Tensor,
+    returns: Tensor,
+    values: Tensor,
+    response_mask: Tensor,
+    cliprange_value: float,
+    loss_agg_mode: str = "token-mean",
+    **normalizers: Any,
+) -> tuple[Tensor, Tensor]:
+    """`value_loss`, aggregated.
+
+    Args:
+        vpreds, returns, values, response_mask: (B, T); `values` are those of the rollout.
+
+    Returns:
+        (vf_loss, vf_clipfrac), both 0-d.
+    """
+    loss = value_loss(vpreds, returns, values, cliprange_value)
+    vf_loss = agg_loss(loss.loss_BT, response_mask, loss_agg_mode, **normalizers)
+    return vf_loss, _token_mean(loss.metrics["critic/vf_clipfrac"], response_mask, normalizers)
+
+
+def compute_entropy_loss(
+    logits: Tensor, response_mask: Tensor, loss_agg_mode: str = "token-mean"
+) -> Tensor:
+    """The entropy (nats) of (B, T, V) logits, aggregated over the mask."""
+    return agg_loss(entropy_from_logits(logits), response_mask, loss_agg_mode)
+
+
+def _log_ratio(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
+    return (log_prob - old_log_prob).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+
+
+def _row_mean(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    return (x_BT * mask_BT).sum(dim=-1) / mask_BT.sum(dim=-1).clamp(min=1)
+
+
+def _token_mean(x_BT: Tensor, mask_BT: Tensor, normalizers: dict[str, Any]) -> Tensor:
+    count = normalizers.get("batch_num_tokens")
+    return agg_loss(x_BT.detach().float(), mask_BT, "token-mean", batch_num_tokens=count)
+
+
+def _aggregate(
+    loss: TokenLoss,
+    mask_BT: Tensor,
+    loss_agg_mode: str,
+    rollout_is_weights: Tensor | None,
+    normalizers: dict[str, Any],
+) -> tuple[Tensor, dict[str, float]]:
+    loss_BT = loss.loss_BT if rollout_is_weights is None else loss.loss_BT * rollout_is_weights
+    scalar = agg_loss(loss_BT, mask_BT, loss_agg_mode, **normalizers)
+    if not loss.metrics:
+        return scalar, {}
+    means = torch.stack([_token_mean(x_BT, mask_BT, normalizers) for x_BT in loss.metrics.values()])
+    return scalar, dict(zip(loss.metrics, means.tolist(), strict=True))  # one device sync for all
