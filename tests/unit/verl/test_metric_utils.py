@@ -42,16 +42,13 @@ def make_batch(**non_tensors):
 
 
 def test_scores_count_each_trajectory_once():
-    # without a critic rows repeat the episode's reward: a = (4+2)/2 = 3, b = 1
+    # a = 4+2 = 6, b = 1; the rewards are half of the scores
     metrics = compute_data_metrics(make_batch(), use_critic=False)
-    assert metrics["critic/score/mean"] == 2.0
-    assert metrics["critic/score/max"] == 3.0
-    assert metrics["critic/score/min"] == 1.0
-    assert metrics["critic/rewards/mean"] == 1.0
-    assert "critic/values/mean" not in metrics
-    # with a critic rows carry their own turn's reward: a = 4+2 = 6, b = 1
-    metrics = compute_data_metrics(make_batch(), use_critic=True)
     assert metrics["critic/score/mean"] == 3.5
+    assert metrics["critic/score/max"] == 6.0
+    assert metrics["critic/score/min"] == 1.0
+    assert metrics["critic/rewards/mean"] == 1.75
+    assert "critic/values/mean" not in metrics
 
 
 def test_without_trajectory_ids_each_active_row_counts():

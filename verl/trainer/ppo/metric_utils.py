@@ -30,9 +30,8 @@ WHOLE_SEQUENCE_PHASES = ("ref", "values", "adv", "update_critic", "update_actor"
 def compute_data_metrics(batch: DataProto, use_critic: bool = True) -> dict[str, float]:
     """Statistics of one training batch.
 
-    Scores and rewards count each trajectory once when the batch has `traj_uid`. Over the rows of a
-    trajectory they are added up with a critic, where every row carries its own turn's reward, and
-    averaged without one, where every row carries the episode's.
+    Scores and rewards count each trajectory once when the batch has `traj_uid`: the rows of a
+    trajectory, each with the rewards of its own turns, are added up.
 
     Args:
         batch: (B, T) columns `token_level_scores`, `token_level_rewards`, `advantages`, `returns`,
@@ -55,15 +54,13 @@ def compute_data_metrics(batch: DataProto, use_critic: bool = True) -> dict[str,
             "the batch has no response token, so nothing can be measured; were all episodes lost?"
         )
     trajectory_B = _trajectories(batch, active_B)
-    per_trajectory = partial(_per_trajectory, trajectory_B=trajectory_B, add_up=use_critic)
+
+    def per_trajectory(column: str) -> Tensor:
+        return _trajectory_sum(columns[column].sum(-1)[active_B], trajectory_B)
 
     metrics = {
-        **_statistics(
-            "critic/score", per_trajectory(columns["token_level_scores"].sum(-1)[active_B])
-        ),
-        **_statistics(
-            "critic/rewards", per_trajectory(columns["token_level_rewards"].sum(-1)[active_B])
-        ),
+        **_statistics("critic/score", per_trajectory("token_level_scores")),
+        **_statistics("critic/rewards", per_trajectory("token_level_rewards")),
         **_statistics("critic/advantages", columns["advantages"][mask_BT]),
         **_statistics("critic/returns", columns["returns"][mask_BT]),
     }
@@ -77,15 +74,7 @@ def compute_data_metrics(batch: DataProto, use_critic: bool = True) -> dict[str,
         length_B = info[f"{part}_length"][active_B]
         metrics |= _statistics(f"{part}_length", length_B)
         metrics[f"{part}_length/clip_ratio"] = (length_B == width).float().mean().item()
-    for column, name in EPISODE_COLUMNS.items():
-        if column in batch.non_tensor_batch:
-            values_B = torch.from_numpy(
-                np.asarray(batch.non_tensor_batch[column], dtype=np.float64)
-            )
-            metrics |= _statistics(
-                name, _per_trajectory(values_B[active_B.cpu()], trajectory_B.cpu(), add_up=False)
-            )
-    return metrics
+    return metrics | _episode_metrics(batch, active_B.cpu(), trajectory_B.cpu())
 
 
 def _compute_response_info(batch: DataProto) -> dict[str, Tensor]:
@@ -110,11 +99,22 @@ def _trajectories(batch: DataProto, active_B: Tensor) -> Tensor:
     return torch.arange(int(active_B.sum()), device=active_B.device)
 
 
-def _per_trajectory(value_B: Tensor, trajectory_B: Tensor, add_up: bool) -> Tensor:
-    rows_N = torch.bincount(trajectory_B)
-    total_N = torch.zeros(len(rows_N), dtype=torch.float64, device=value_B.device)
-    total_N.index_add_(0, trajectory_B, value_B.double())
-    return total_N if add_up else total_N / rows_N
+def _trajectory_sum(value_B: Tensor, trajectory_B: Tensor) -> Tensor:
+    trajectories = int(trajectory_B.max()) + 1
+    total_N = torch.zeros(trajectories, dtype=torch.float64, device=value_B.device)
+    return total_N.index_add_(0, trajectory_B, value_B.double())
+
+
+def _episode_metrics(batch: DataProto, active_B: Tensor, trajectory_B: Tensor) -> dict[str, float]:
+    """Every row of an episode holds the same value, so any of its rows will do."""
+    metrics: dict[str, float] = {}
+    for column, name in EPISODE_COLUMNS.items():
+        if column in batch.non_tensor_batch:
+            value_B = np.asarray(batch.non_tensor_batch[column], dtype=np.float64)
+            value_N = torch.empty(int(trajectory_B.max()) + 1, dtype=torch.float64)
+            value_N[trajectory_B] = torch.from_numpy(value_B)[active_B]
+            metrics |= _statistics(name, value_N)
+    return metrics
 
 
 def _statistics(name: str, values: Tensor) -> dict[str, float]:
