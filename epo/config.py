@@ -12,6 +12,8 @@ from epo.schedule import SCHEDULES
 DEFAULT_WINDOW = 10
 DEFAULT_EMA_DECAY = 0.9
 
+NON_NEGATIVE = ("entropy_coeff", "kappa_l", "kappa_r", "alpha", "gamma", "from_turn", "start_step")
+
 
 @dataclass
 class EPOConfig:
@@ -35,9 +37,8 @@ class EPOConfig:
     aggregation: str = "trajectory"  # trajectory: means of tokens, turns, trajectories | token_mean
     from_turn: int = 0  # the penalty spares earlier turns; the entropy bonus does not
     start_step: int = 0  # before it, only the entropy bonus acts; the history is kept all the same
-    entropy_distribution_output_file: str | None = (
-        None  # JSON lines: the entropy of each step and turn
-    )
+    # JSON lines with the entropy of each step and turn; null: not written
+    entropy_distribution_output_file: str | None = None
 
 
 def validate(config: EPOConfig) -> None:
@@ -46,15 +47,7 @@ def validate(config: EPOConfig) -> None:
     _check_choice("penalty", config.penalty, PENALTIES)
     _check_choice("schedule", config.schedule, SCHEDULES)
     _check_choice("aggregation", config.aggregation, AGGREGATIONS)
-    for name in (
-        "entropy_coeff",
-        "kappa_l",
-        "kappa_r",
-        "alpha",
-        "gamma",
-        "from_turn",
-        "start_step",
-    ):
+    for name in NON_NEGATIVE:
         value = getattr(config, name)
         if not 0 <= value < float("inf"):  # also refuses nan
             raise ValueError(f"epo.{name}={value} is not a finite number >= 0; set it to 0 or more")
