@@ -113,3 +113,16 @@ def test_gae_uses_the_rewards_of_each_turn_alone():
     batch = add_advantages(batch, AlgorithmConfig(adv_estimator="gae", gamma=1.0, lam=1.0))
     # no discount, no values: every token of a returns 10, every token of b 0
     assert batch.batch["returns"].tolist() == [[10, 10], [10, 0], [0, 0], [0, 0]]
+
+
+def test_episodes_that_earned_the_same_by_other_ways_carry_no_signal():
+    # 0.1 + 0.7 + 0.2 in another order: equal rewards, whatever the rounding of partial sums
+    batch = rollout(
+        scores=[[0.1], [0.7], [0.2], [0.2], [0.1], [0.7]],
+        mask=[[1]] * 6,
+        traj=["a"] * 3 + ["b"] * 3,
+        uid=["g"] * 6,
+        turn=[0, 1, 2] * 2,
+    )
+    batch = add_advantages(batch, AlgorithmConfig(adv_estimator="grpo"))
+    assert rows_with_signal(batch).tolist() == []

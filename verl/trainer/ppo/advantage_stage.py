@@ -70,14 +70,14 @@ def with_episode_outcome(batch: DataProto) -> torch.Tensor:
     Outcome estimators look at one row at a time. A row that holds a whole trajectory is unchanged;
     a row that holds one turn keeps its own penalties.
     """
-    rewards, mask = batch.batch["token_level_rewards"], batch.batch["response_mask"]
-    scores_B = batch.batch["token_level_scores"].sum(dim=-1)
+    # Double precision: episodes that earned the same must compare as equal after the additions.
+    rewards = batch.batch["token_level_rewards"].double()
+    scores_B = batch.batch["token_level_scores"].double().sum(dim=-1)
     trajectory_B = dense_ids(batch.non_tensor_batch["traj_uid"])
     episode_B = torch.zeros_like(scores_B).index_add_(0, trajectory_B, scores_B)[trajectory_B]
-    last_B = last_active(mask)
-    rewards = rewards.clone()
+    last_B = last_active(batch.batch["response_mask"])
     rewards[torch.arange(len(batch)), last_B] += episode_B - scores_B
-    return rewards
+    return rewards.float()
 
 
 def last_active(mask_BT: torch.Tensor) -> torch.Tensor:
