@@ -87,7 +87,7 @@ def _observed(observation: Observation) -> str:
 
 
 def _replayed(history: Sequence[Turn]) -> str:
-    """Each command with its answer; the last answer is the observation that the prompt ends with."""
+    """Each command with its answer; the last answer is the observation at the prompt's end."""
     lines = []
     for turn in history[:-1]:
         lines.append(f"> {turn.action.text}\n{turn.observation.strip()}")

@@ -41,7 +41,7 @@ class EnvPackage:
     check: Callable[[], None]
 
     def parse_options(self, values: Mapping[str, Any]) -> Any:
-        """`values` as an instance of `options`. Raises ValueError on an unknown key or wrong value."""
+        """`values` as an instance of `options`. Raises ValueError on a bad key or value."""
         return parse_options(self.options, values, where=f"env.options of {self.name}")
 
 

@@ -9,8 +9,8 @@ from agent_system.environments.prompting import PlainPrompts, TextPrompts, make_
 # Placeholders only: a real command as an example becomes the policy's favourite command.
 RULES = """\
 You are an agent in a text simulation of a house with laboratories, in which you carry out a \
-science task. Every observation answers your last command. Commands, with OBJECT and PLACE standing \
-for names from the observations:
+science task. Every observation answers your last command. Commands, with OBJECT and PLACE \
+standing for names from the observations:
 
 Moving: go PLACE{teleport}
 Perceiving: look around, look at OBJECT, look in OBJECT, read OBJECT, inventory, task
@@ -21,7 +21,8 @@ Substances: pour OBJECT in OBJECT, dunk OBJECT in OBJECT, mix OBJECT, eat OBJECT
 Answering: focus on OBJECT names the object that the task asks for; a wrong one ends the task, lost
 Time: wait lets ten steps pass, wait1 a single one
 
-If a command could mean several things, the observation is a numbered list: answer with the number."""
+If a command could mean several things, the observation is a numbered list: answer with the \
+number."""
 TELEPORT = ", teleport to PLACE (any place, at once)"
 ELECTRICITY = "\nElectricity: connect OBJECT to OBJECT, disconnect OBJECT"
 

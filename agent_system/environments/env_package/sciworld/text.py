@@ -14,7 +14,7 @@ INVALID = "invalid action"
 _INVALID_ANSWERS = ("No known action matches that input.", "Unknown action.")
 _ROOM = re.compile(r"This (?:room|outside location) is called the (?P<place>[\w ]+)\.")
 _INVENTORY = re.compile(r"In your inventory, you see:")
-# "a table. On the table is: ..", "a sink, which is ..", "a jar (containing ..": the name comes first
+# the name comes first: "a table. On the table is: ..", "a sink, which ..", "a jar (containing .."
 _ITEM = re.compile(r"(?:an? |the )?(?:substance called )?(?P<name>.*?)(?: ?\(|[.,]|$)")
 _ALWAYS_THERE = frozenset({"agent", "air"})
 
