@@ -1,4 +1,4 @@
-"""The schema of `env.*`. Plain dataclasses: the trainer registers them with Hydra by import path."""
+"""The schema of `env.*`, which the trainer registers with Hydra by import path."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ class GroupConfig:
 class ContextConfig:
     """How a conversation is shown to the policy and cut into training rows."""
 
-    kind: str = "trajectory"  # turn: a fresh prompt and one row a turn; trajectory: one growing conversation, one row
+    # turn: a fresh prompt and one row a turn; trajectory: one growing conversation, one row
+    kind: str = "trajectory"
     history_length: int = 5  # turn context: the last k turns shown in the prompt
 
 
@@ -25,13 +26,14 @@ class ContextConfig:
 class ActionFormatConfig:
     """What a response has to look like."""
 
-    kind: str = "think_action"  # think_action: <think>..</think><action>..</action>; plain: the response is the action
+    # think_action: <think>..</think><action>..</action>; plain: the response is the action
+    kind: str = "think_action"
     stop: list[str] = field(default_factory=lambda: ["</action>"])
 
 
 @dataclass
 class RewardConfig:
-    """The reward of an episode: `success` on success, else 0; optionally the environment's score deltas."""
+    """`success` at the end of a successful episode, 0 otherwise; by choice also score deltas."""
 
     success: float = 10.0
     score_delta_coef: float = 0.0  # adds coef * (score delta / 100) at the turn that earned it
@@ -47,7 +49,8 @@ class PoolConfig:
     step_timeout_s: float = 60.0
     stall_warning_s: float = 60.0  # a rollout without progress for so long names what it waits for
     max_consecutive_replacements: int = 3
-    log_dir: str | None = None  # simulators' stdout and stderr; the trainer sets it to the run folder
+    # simulators' stdout and stderr; the trainer sets it to the run folder
+    log_dir: str | None = None
 
 
 @dataclass
@@ -73,5 +76,7 @@ class EnvConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
     train: TaskSetConfig = field(default_factory=TaskSetConfig)
-    val: dict[str, TaskSetConfig] = field(default_factory=dict)  # validation sets by a name of your choice
-    options: dict[str, Any] = field(default_factory=dict)  # the environment's own settings, checked by its package
+    # validation sets by a name of your choice
+    val: dict[str, TaskSetConfig] = field(default_factory=dict)
+    # the environment's own settings, checked by its package
+    options: dict[str, Any] = field(default_factory=dict)

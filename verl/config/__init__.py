@@ -1,1 +1,1 @@
-"""The trainer's configuration: one dataclass a group is the schema, the defaults and the documentation."""
+"""The configuration: the dataclasses are schema, defaults and documentation in one."""

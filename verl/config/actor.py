@@ -18,19 +18,22 @@ class ActorConfig:
     """The policy update."""
 
     ppo_mini_batch_size: int = 256  # rows an optimiser step
-    ppo_micro_batch_size_per_gpu: int | None = None  # rows a forward pass; None: the whole share of the rank
+    # rows a forward pass; None: the whole share of the rank
+    ppo_micro_batch_size_per_gpu: int | None = None
     use_dynamic_bsz: bool = False  # cut micro-batches by tokens
     ppo_max_token_len_per_gpu: int = 16384
     ppo_epochs: int = 1
-    shuffle: bool = True  # rows are shuffled (by the run's seed) before they are cut into mini-batches
+    # rows are shuffled (by the run's seed) before they are cut into mini-batches
+    shuffle: bool = True
     clip_ratio: float = 0.2
     clip_ratio_low: float | None = None  # default: clip_ratio
     clip_ratio_high: float | None = None  # default: clip_ratio
     clip_ratio_c: float = 3.0  # dual clip, for negative advantages
     loss_agg_mode: str = "token-mean"
-    loss_scale_factor: int | None = None  # seq-mean-token-sum-norm: divides by this; default: the response length
+    # seq-mean-token-sum-norm: divides by this; default: the response length
+    loss_scale_factor: int | None = None
     policy_loss: PolicyLossConfig = field(default_factory=PolicyLossConfig)
-    entropy_coeff: float = 0.0  # a plain entropy bonus; with EPO its lambda
+    entropy_coeff: float = 0.0  # a plain entropy bonus; must be 0 with EPO, which has its own
     use_kl_loss: bool = False
     kl_loss_coef: float = 0.001
     kl_loss_type: str = "low_var_kl"  # k1 | abs | k2 | low_var_kl (k3) | full
@@ -65,7 +68,8 @@ class RolloutConfig:
     """The inference engine and the rollout workers."""
 
     name: str = "hf"  # hf: transformers with a KV cache that lasts a trajectory
-    workers: int | None = None  # rollout workers on the cluster; default: as many as training workers
+    # rollout workers on the cluster; default: as many as training workers
+    workers: int | None = None
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = -1

@@ -23,12 +23,14 @@ class AlgorithmConfig:
     kl_penalty: str = "kl"
     kl_ctrl: KLControlConfig = field(default_factory=KLControlConfig)
     entropy_plugin: str = "epo.plugin:build"  # import path; used when epo.enable
-    drop_zero_advantage_groups: bool = False  # groups whose members all earned the same carry no signal
+    # groups whose members all earned the same carry no signal
+    drop_zero_advantage_groups: bool = False
 
 
 @dataclass
 class DataConfig:
     train_batch_size: int = 16  # tasks a step; episodes = train_batch_size * env.rollout.n
     val_batch_size: int | None = None  # episodes in flight in validation; default: all slots
-    max_prompt_length: int = 2048  # tokens of a prompt (trajectory context: of the whole conversation)
+    # tokens of a prompt (trajectory context: of the whole conversation)
+    max_prompt_length: int = 2048
     max_response_length: int = 512  # tokens of one response

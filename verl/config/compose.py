@@ -60,7 +60,7 @@ def _check_name(kind: str, name: str, folder: Path) -> None:
 def _explain(error: Exception, keys: ConfigKeys) -> str:
     """Hydra's and OmegaConf's messages in one sentence that names the key and the remedy."""
     if isinstance(error, OverrideParseException):
-        return f"cannot read the override '{error.override}'; write key=value (quote brackets and commas)"
+        return f"cannot read the override '{error.override}'; write key=value, and quote lists"
     cause = error.__cause__ or error
     reason, *details = str(cause).splitlines()
     match = re.search(r"full_key: (\S+)", "\n".join(details))

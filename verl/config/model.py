@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass
 class ModelConfig:
     """A Hugging Face causal language model."""
 
-    path: str = "???"  # a local folder, a hub name, or a name of `verl.workers.model_loading`: small, smollm2
-    load_method: str = "auto"  # local: `path` must be a folder; huggingface: a hub name; auto: either
+    # a local folder, a hub name, or a name of `verl.workers.model_loading`: small, smollm2
+    path: str = "???"
+    # local: `path` must be a folder; huggingface: a hub name; auto: either
+    load_method: str = "auto"
     tokenizer_path: str | None = None  # default: path
     trust_remote_code: bool = False
     enable_gradient_checkpointing: bool = False
     use_remove_padding: bool = True  # pack with flash-attention, trim to the longest row with sdpa
-    attn_implementation: str = "auto"  # auto: flash_attention_2 when installed and on cuda, else sdpa
+    # auto: flash_attention_2 when installed and on cuda, else sdpa
+    attn_implementation: str = "auto"
     lora_rank: int = 0  # 0: train all parameters
     lora_alpha: int = 16
     target_modules: str = "all-linear"
@@ -26,7 +29,8 @@ class FSDPConfig:
     """FSDP2 (`fully_shard`) over all ranks of the worker group."""
 
     dtype: str = "auto"  # parameters and optimiser: float32 | bfloat16; auto: float32
-    mixed_precision: str = "auto"  # compute: float32 | bfloat16; auto: bfloat16 on cuda, float32 on cpu
+    # compute: float32 | bfloat16; auto: bfloat16 on cuda, float32 on cpu
+    mixed_precision: str = "auto"
     param_offload: bool = False  # cuda: keep parameters on the CPU between phases
     optimizer_offload: bool = False
     reshard_after_forward: bool = True

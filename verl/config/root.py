@@ -16,7 +16,7 @@ from verl.config.trainer import RayConfig, RunConfig
 
 @dataclass
 class PPOConfig:
-    """`env` and `epo` are schemas of other packages: the entry point registers them by import path."""
+    """`env` and `epo` are schemas of other packages: registered with Hydra by import path."""
 
     actor_rollout_ref: ActorRolloutRefConfig = field(default_factory=ActorRolloutRefConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)

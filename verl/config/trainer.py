@@ -10,18 +10,21 @@ from typing import Any
 class ValidationConfig:
     """What one validation measures, on every task set of `env.val`."""
 
-    modes: list[str] = field(default_factory=lambda: ["sampled"])  # sampled: rollout.val_kwargs; greedy
+    # sampled: rollout.val_kwargs; greedy
+    modes: list[str] = field(default_factory=lambda: ["sampled"])
     episodes_per_task: int = 1
 
 
 @dataclass
 class RunConfig:
     device: str = "auto"  # auto | cuda | cpu
-    total_epochs: int = 30  # training steps when total_training_steps is null: one task batch a step
+    # training steps when total_training_steps is null: one task batch a step
+    total_epochs: int = 30
     total_training_steps: int | None = None
     project_name: str = "epo"
     experiment_name: str = "run"
-    logger: list[str] = field(default_factory=lambda: ["console", "file"])  # console file tensorboard wandb
+    # console file tensorboard wandb
+    logger: list[str] = field(default_factory=lambda: ["console", "file"])
     nnodes: int = 1
     n_gpus_per_node: int = 1  # training workers a node; on a CPU: processes
     seed: int = 0
@@ -39,6 +42,8 @@ class RunConfig:
     balance_batch: bool = True  # spread tokens evenly over the ranks
     rollout_data_dir: str | None = "${trainer.default_local_dir}/rollouts"  # null: keep no rollouts
     log_val_generations: int = 8  # trajectories a validation sends to the trackers
+    # metric training/entropy_above_share: share of tokens whose entropy (nats) is above this
+    log_entropy_above: float | None = None
     cpu_threads_per_worker: int = 1
 
 

@@ -1,0 +1,221 @@
+"""What is checked once, before anything starts: every refusal names the value and the remedy."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator
+from operator import attrgetter
+
+from verl.config.machine import check_machine
+from verl.config.root import PPOConfig
+from verl.trainer.ppo.aggregation import LOSS_AGG_MODES
+from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
+from verl.trainer.ppo.kl import KL_KINDS
+from verl.utils.errors import UserError
+from verl.utils.importing import load_object
+
+ACTOR = "actor_rollout_ref.actor"
+ROLLOUT = "actor_rollout_ref.rollout"
+EPO_VALIDATE = "epo.config:validate"
+
+_KL_NAMES = (*KL_KINDS, *(f"{kind}+" for kind in KL_KINDS))
+_DTYPES = ("auto", "float32", "bfloat16")
+CHOICES: dict[str, tuple[str, ...]] = {
+    "trainer.device": ("auto", "cuda", "cpu"),
+    "trainer.resume_mode": ("auto", "disable", "resume_path"),
+    "trainer.logger": ("console", "file", "tensorboard", "wandb"),
+    "trainer.validation.modes": ("sampled", "greedy"),
+    "algorithm.kl_ctrl.type": ("fixed", "adaptive"),
+    "algorithm.kl_penalty": _KL_NAMES,
+    f"{ACTOR}.kl_loss_type": (*_KL_NAMES, "full"),
+    f"{ACTOR}.loss_agg_mode": LOSS_AGG_MODES,
+    "critic.loss_agg_mode": LOSS_AGG_MODES,
+    f"{ACTOR}.optim.warmup_style": ("constant", "cosine"),
+    "critic.optim.warmup_style": ("constant", "cosine"),
+    f"{ACTOR}.fsdp_config.dtype": _DTYPES,
+    f"{ACTOR}.fsdp_config.mixed_precision": _DTYPES,
+    "critic.model.fsdp_config.dtype": _DTYPES,
+    "critic.model.fsdp_config.mixed_precision": _DTYPES,
+    f"{ROLLOUT}.dtype": _DTYPES,
+    f"{ROLLOUT}.name": ("hf", "vllm"),
+    "actor_rollout_ref.model.load_method": ("auto", "local", "huggingface"),
+    "critic.model.load_method": ("auto", "local", "huggingface"),
+    "env.context.kind": ("turn", "trajectory"),
+    "env.action_format.kind": ("think_action", "plain"),
+}
+# (least, most) that makes sense; None where a key may be unset.
+POSITIVE = (1, math.inf)
+SHARE = (0.0, 1.0)
+RANGES: dict[str, tuple[float, float]] = {
+    "data.train_batch_size": POSITIVE,
+    "data.val_batch_size": POSITIVE,
+    "data.max_prompt_length": POSITIVE,
+    "data.max_response_length": POSITIVE,
+    "env.max_steps": POSITIVE,
+    "env.rollout.n": POSITIVE,
+    "env.context.history_length": (0, math.inf),
+    "env.pool.slots_per_worker": POSITIVE,
+    "env.train.max_tasks": POSITIVE,
+    "trainer.total_epochs": POSITIVE,
+    "trainer.total_training_steps": POSITIVE,
+    "trainer.nnodes": POSITIVE,
+    "trainer.n_gpus_per_node": POSITIVE,
+    "trainer.cpu_threads_per_worker": POSITIVE,
+    "trainer.validation.episodes_per_task": POSITIVE,
+    "trainer.max_actor_ckpt_to_keep": POSITIVE,
+    f"{ACTOR}.ppo_mini_batch_size": POSITIVE,
+    f"{ACTOR}.ppo_micro_batch_size_per_gpu": POSITIVE,
+    f"{ACTOR}.ppo_epochs": POSITIVE,
+    f"{ACTOR}.clip_ratio": (0, math.inf),
+    f"{ACTOR}.optim.lr": (0, math.inf),
+    f"{ACTOR}.optim.lr_warmup_steps_ratio": SHARE,
+    f"{ACTOR}.optim.min_lr_ratio": SHARE,
+    f"{ROLLOUT}.workers": POSITIVE,
+    f"{ROLLOUT}.max_num_seqs": POSITIVE,
+    f"{ROLLOUT}.temperature": (1e-6, math.inf),
+    f"{ROLLOUT}.top_p": (1e-6, 1.0),
+    f"{ROLLOUT}.val_kwargs.temperature": (0, math.inf),
+    f"{ROLLOUT}.val_kwargs.top_p": (1e-6, 1.0),
+    "critic.ppo_mini_batch_size": POSITIVE,
+    "critic.ppo_micro_batch_size_per_gpu": POSITIVE,
+    "critic.ppo_epochs": POSITIVE,
+    "critic.optim.lr": (0, math.inf),
+    "algorithm.gamma": SHARE,
+    "algorithm.lam": SHARE,
+}
+# What the trainer hands to an advantage estimator; one that needs more cannot be used.
+ESTIMATOR_INPUTS = {
+    "token_level_rewards", "response_mask", "values", "index", "traj_index", "turn_index",
+    "gamma", "lam", "norm_adv_by_std_in_grpo", "config",
+}  # fmt: skip
+# Estimators that compare the episodes of one task.
+GROUP_ESTIMATORS = {
+    "grpo", "grpo_vectorized", "grpo_passk", "rloo", "rloo_vectorized", "opo", "gpg",
+    "reinforce_plus_plus_baseline",
+}  # fmt: skip
+
+
+def check_config(config: PPOConfig, device: str) -> None:
+    """Refuse what cannot run: the values as such, then against this machine.
+
+    Args:
+        device: `cuda` or `cpu`, what `trainer.device` stands for here.
+
+    Raises:
+        UserError: the first problem found.
+    """
+    check_values(config)
+    check_machine(config, device)
+
+
+def check_values(config: PPOConfig) -> None:
+    """The part of `check_config` that needs no machine: names, ranges, and keys that disagree."""
+    for key, names in CHOICES.items():
+        value = attrgetter(key)(config)
+        for name in value if isinstance(value, list) else [value]:
+            if name not in names:
+                raise UserError(f"{key}={name} is unknown; choose one of: {', '.join(names)}")
+    for key, (least, most) in RANGES.items():
+        value = attrgetter(key)(config)
+        if value is not None and not least <= value <= most:
+            bounds = f"at least {least}" if most == math.inf else f"between {least} and {most}"
+            raise UserError(f"{key}={value} makes no sense; it has to be {bounds}")
+    for problem in _disagreements(config):
+        raise UserError(problem)
+    _check_epo(config)
+
+
+def _disagreements(config: PPOConfig) -> Iterator[str]:
+    yield from _batch_problems(config)
+    yield from _algorithm_problems(config)
+    yield from _run_problems(config)
+
+
+def _batch_problems(config: PPOConfig) -> Iterator[str]:
+    """In the trajectory context an episode is one row, so the number of rows is known."""
+    tasks, group = config.data.train_batch_size, config.env.rollout.n
+    for key in (ACTOR, "critic") if config.algorithm.adv_estimator == "gae" else (ACTOR,):
+        rows = attrgetter(key)(config).ppo_mini_batch_size
+        if config.env.context.kind == "trajectory" and rows > tasks * group:
+            yield (
+                f"{key}.ppo_mini_batch_size={rows} is more than the {tasks * group} rows of a step "
+                f"(data.train_batch_size={tasks} x env.rollout.n={group}); lower it to "
+                f"{tasks * group} or raise one of the two"
+            )
+    longest = config.data.max_prompt_length + config.data.max_response_length
+    limit = config.actor_rollout_ref.rollout.max_model_len
+    if limit is not None and limit < longest:
+        yield (
+            f"{ROLLOUT}.max_model_len={limit} is shorter than data.max_prompt_length + "
+            f"data.max_response_length = {longest}; raise it to {longest} or leave it unset"
+        )
+
+
+def _algorithm_problems(config: PPOConfig) -> Iterator[str]:
+    name, actor = config.algorithm.adv_estimator, config.actor_rollout_ref.actor
+    if name not in ADV_ESTIMATOR_REGISTRY:
+        names = ", ".join(sorted(ADV_ESTIMATOR_REGISTRY))
+        yield f"algorithm.adv_estimator={name} is unknown; available: {names}"
+    elif missing := _required_inputs(name) - ESTIMATOR_INPUTS:
+        yield (
+            f"algorithm.adv_estimator={name} needs {', '.join(sorted(missing))}, which rollouts do "
+            "not produce; use grpo, rloo or gae"
+        )
+    if name in GROUP_ESTIMATORS and config.env.rollout.n < 2:
+        yield (
+            f"algorithm.adv_estimator={name} compares the episodes of one task, but env.rollout.n="
+            f"{config.env.rollout.n}; set env.rollout.n to at least 2 or use algo=ppo"
+        )
+    if actor.policy_loss.loss_mode not in POLICY_LOSS_REGISTRY:
+        names = ", ".join(sorted(POLICY_LOSS_REGISTRY))
+        mode = actor.policy_loss.loss_mode
+        yield f"{ACTOR}.policy_loss.loss_mode={mode} is unknown; available: {names}"
+    if actor.clip_ratio_c <= 1:
+        yield f"{ACTOR}.clip_ratio_c={actor.clip_ratio_c} would clip every step; use more than 1"
+
+
+def _run_problems(config: PPOConfig) -> Iterator[str]:
+    run = config.trainer
+    steps = run.total_training_steps or run.total_epochs
+    if run.critic_warmup and config.algorithm.adv_estimator != "gae":
+        yield (
+            f"trainer.critic_warmup={run.critic_warmup} needs a critic, which only "
+            "algorithm.adv_estimator=gae has; set it to 0 or use algo=ppo"
+        )
+    if run.critic_warmup >= steps:
+        yield (
+            f"trainer.critic_warmup={run.critic_warmup} leaves the actor no step out of {steps}; "
+            "lower it or raise trainer.total_epochs"
+        )
+    if run.resume_mode == "resume_path" and run.resume_from_path is None:
+        yield "trainer.resume_mode=resume_path needs trainer.resume_from_path=<checkpoint folder>"
+    for key in ("test_freq", "save_freq"):
+        if getattr(run, key) == 0:
+            yield f"trainer.{key}=0 makes no sense; use -1 for never or a number of steps"
+    validates = run.val_before_train or run.val_after_train or run.val_only or run.test_freq > 0
+    if validates and not config.env.val:
+        yield (
+            "there is no validation set in env.val; add env.val.<name>.name=<task list> or turn "
+            "trainer.val_before_train and trainer.val_after_train off"
+        )
+
+
+def _required_inputs(estimator: str) -> set[str]:
+    parameters = inspect.signature(ADV_ESTIMATOR_REGISTRY[estimator]).parameters.values()
+    positional = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {p.name for p in parameters if p.default is p.empty and p.kind in positional}
+
+
+def _check_epo(config: PPOConfig) -> None:
+    bonus = config.actor_rollout_ref.actor.entropy_coeff
+    if config.epo.enable and bonus != 0:
+        raise UserError(
+            f"epo.enable=true replaces the entropy bonus {ACTOR}.entropy_coeff={bonus}; set that "
+            "to 0, the weight of EPO's term is epo.entropy_coeff"
+        )
+    if config.epo.enable:
+        try:
+            load_object(EPO_VALIDATE)(config.epo)
+        except ValueError as error:
+            raise UserError(str(error)) from error
