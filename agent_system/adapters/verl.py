@@ -1,0 +1,173 @@
+"""Trajectories -> training rows.
+
+Shapes: R rows, P prompt width (left-padded), T response width (right-padded).
+
+A row is one turn (context `turn`) or one trajectory (context `trajectory`). Either way it is the
+prompt of its last turn plus that turn's response; in a trajectory row the observations lie between
+the sampled responses and have mask 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from agent_system.multi_turn_rollout.summary import (
+    admissible_share,
+    rollout_metrics,
+    trajectory_record,
+    valid_share,
+)
+from agent_system.types import Trajectory, Turn
+from verl.protocol import DataProto
+
+__all__ = ["rollout_metrics", "to_data_proto", "trajectory_record"]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Turns that are trained on together, and all their tokens: the prompt and what follows."""
+
+    trajectory: Trajectory
+    turns: Sequence[Turn]
+    tokens: np.ndarray
+
+    @property
+    def prompt_length(self) -> int:
+        return len(self.turns[0].prompt_ids)
+
+    def span(self, turn: Turn) -> slice:
+        """Where the sampled tokens of `turn` lie in the row's response."""
+        start = len(turn.prompt_ids) - self.prompt_length
+        return slice(start, start + len(turn.response_ids))
+
+
+def to_data_proto(
+    trajectories: Iterable[Trajectory], *, pad_token_id: int, context_kind: str
+) -> DataProto:
+    """The training batch of one rollout.
+
+    Tensors: `prompts` (R, P), `responses` (R, T), `input_ids`, `attention_mask`, `position_ids`
+    (R, P+T); `response_mask` (R, T) is 1 on sampled tokens; `turn_ids` (R, T) is the turn of a
+    sampled token, else -1; `rollout_log_probs` (R, T); `token_level_scores` (R, T) is a turn's
+    reward at its last sampled token; `invalid_action_mask` (R, T) is 1 there when the turn's
+    format was invalid. Numpy columns (R,) say what each row is: see `_row_columns`. Trajectories
+    without turns give no row.
+
+    Raises:
+        ValueError: no rows; or a turn's prompt is not the row's prompt (the engine saw other tokens
+            than training would).
+    """
+    if context_kind not in ("turn", "trajectory"):
+        raise ValueError(f"unknown context kind '{context_kind}'; available: trajectory, turn")
+    rows = [
+        _make_row(trajectory, turns)
+        for trajectory in trajectories
+        for turns in _cut(trajectory.turns, context_kind)
+    ]
+    if not rows:
+        raise ValueError(
+            "no trajectory has a turn to train on; look at the reasons in the episode/* metrics"
+        )
+    return DataProto.from_dict(
+        tensors={
+            name: torch.from_numpy(array) for name, array in _arrays(rows, pad_token_id).items()
+        },
+        non_tensors=_row_columns(rows, context_kind),
+    )
+
+
+def _cut(turns: list[Turn], context_kind: str) -> list[list[Turn]]:
+    if context_kind == "turn":
+        return [[turn] for turn in turns]
+    return [turns] if turns else []
+
+
+def _make_row(trajectory: Trajectory, turns: Sequence[Turn]) -> _Row:
+    tokens = np.concatenate([turns[-1].prompt_ids, turns[-1].response_ids])
+    for turn in turns[:-1]:
+        seen = np.concatenate([turn.prompt_ids, turn.response_ids])
+        if not np.array_equal(seen, tokens[: len(seen)]):
+            raise ValueError(
+                f"turn {turn.index} of trajectory '{trajectory.episode.traj_uid}' is not a prefix "
+                "of the conversation, so the engine saw another prompt than training would; "
+                "rebuilt prompts need env.context.kind=turn"
+            )
+    return _Row(trajectory, turns, tokens)
+
+
+def _arrays(rows: Sequence[_Row], pad_token_id: int) -> dict[str, np.ndarray]:
+    count = len(rows)
+    width_P = max(row.prompt_length for row in rows)
+    width_T = max(len(row.tokens) - row.prompt_length for row in rows)
+    input_ids = np.full((count, width_P + width_T), pad_token_id, np.int64)
+    attention_mask = np.zeros_like(input_ids)
+    response_mask = np.zeros((count, width_T), np.int64)
+    turn_ids = np.full((count, width_T), -1, np.int64)
+    log_probs = np.zeros((count, width_T), np.float32)
+    scores, invalid = np.zeros_like(log_probs), np.zeros_like(log_probs)
+    for i, row in enumerate(rows):
+        start = width_P - row.prompt_length
+        here = slice(start, start + len(row.tokens))
+        input_ids[i, here] = row.tokens
+        attention_mask[i, here] = 1
+        for turn in row.turns:
+            span = row.span(turn)
+            response_mask[i, span] = 1
+            turn_ids[i, span] = turn.index
+            log_probs[i, span] = turn.log_probs
+            scores[i, span.stop - 1] = turn.reward
+            invalid[i, span.stop - 1] = not turn.action.is_format_valid
+    return {
+        "prompts": input_ids[:, :width_P].copy(),
+        "responses": input_ids[:, width_P:].copy(),
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "position_ids": np.maximum(attention_mask.cumsum(axis=1) - 1, 0),
+        "response_mask": response_mask,
+        "turn_ids": turn_ids,
+        "rollout_log_probs": log_probs,
+        "token_level_scores": scores,
+        "invalid_action_mask": invalid,
+    }
+
+
+def _row_columns(rows: Sequence[_Row], context_kind: str) -> dict[str, np.ndarray]:
+    """One numpy column a name, (R,).
+
+    `turn` is the row's first turn, `rewards` the sum of the row; `is_action_valid` is a bool (turn)
+    or the share of valid turns (trajectory); `is_admissible` a share, nan where the environment
+    cannot tell; `weight_version` the oldest in the row. The rest repeats the trajectory.
+    """
+    valid_type = bool if context_kind == "turn" else np.float32
+
+    def column(values: Iterable[Any], dtype: Any = object) -> np.ndarray:
+        return np.array(list(values), dtype=dtype)
+
+    played = [row.trajectory for row in rows]
+    return {
+        "uid": column(t.episode.uid for t in played),
+        "traj_uid": column(t.episode.traj_uid for t in played),
+        "task_name": column(t.episode.task.name for t in played),
+        "task_key": column(t.episode.task.key for t in played),
+        "reason": column(t.reason for t in played),
+        "episode_reward": column((t.episode_reward for t in played), np.float32),
+        "episode_length": column((t.num_turns for t in played), np.int64),
+        "success": column((t.success for t in played), bool),
+        "lenient_success": column((t.info["lenient_success"] for t in played), bool),
+        "score": column((t.score for t in played), np.float32),
+        "turn": column((row.turns[0].index for row in rows), np.int64),
+        "rewards": column((sum(turn.reward for turn in row.turns) for row in rows), np.float32),
+        "is_action_valid": column((valid_share(row.turns) for row in rows), valid_type),
+        "is_admissible": column((admissible_share(row.turns) for row in rows), np.float32),
+        "weight_version": column(
+            (min(turn.weight_version for turn in row.turns) for row in rows), np.int64
+        ),
+        "dropped_turns": column(
+            (sum(turn.dropped_turns for turn in row.turns) for row in rows), np.int64
+        ),
+    }

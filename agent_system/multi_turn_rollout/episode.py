@@ -1,0 +1,156 @@
+"""One episode, from reset to its end."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from agent_system.interfaces import AsyncEnv, Policy, PromptBuilder
+from agent_system.multi_turn_rollout.conversation import (
+    TOKEN_DTYPE,
+    ChatTemplate,
+    Context,
+    Prompt,
+)
+from agent_system.multi_turn_rollout.progress import ProgressWatch
+from agent_system.reward_manager import EpisodeRewardManager
+from agent_system.types import (
+    Episode,
+    Generation,
+    Observation,
+    SamplingParams,
+    StepResult,
+    TerminationReason,
+    Trajectory,
+    Turn,
+)
+
+
+def request_seed(seed: int, episode: Episode, turn: int) -> int:
+    """The sampling seed of one turn, 63 bits.
+
+    It depends on what is asked, never on when or where it runs: the same for one slot or many, one
+    rollout worker or many. Members of a group differ by their `traj_uid`.
+    """
+    name = f"{seed}|{episode.task.key}|{episode.traj_uid}|{turn}"
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+@dataclass(frozen=True)
+class _Run:
+    """An episode being played."""
+
+    episode: Episode
+    policy: Policy
+    sampling: SamplingParams
+    seed: int
+    watch: ProgressWatch
+    turns: list[Turn] = field(default_factory=list)
+    timing_s: dict[str, float] = field(default_factory=dict)
+
+    async def generate(self, prompt: Prompt) -> Generation:
+        """The next response, sampled with a seed of its own."""
+        seed = request_seed(self.seed, self.episode, len(self.turns))
+        sampling = replace(self.sampling, seed=seed)
+        with self.watch.waiting_for("generate", self.timing_s):
+            return await self.policy.generate(
+                prompt.ids.tolist(), sampling, trajectory_id=self.episode.traj_uid
+            )
+
+    def finish(self, reason: TerminationReason, info: Mapping[str, Any]) -> Trajectory:
+        """`info`: what the environment said last."""
+        success = bool(info["success"])
+        return Trajectory(
+            episode=self.episode,
+            turns=self.turns,
+            reason=reason,
+            success=success,
+            score=float(info["score"]),
+            episode_reward=sum(turn.reward for turn in self.turns),
+            info={"lenient_success": bool(info.get("lenient_success", success))},
+            timing_s=self.timing_s,
+        )
+
+
+@dataclass(frozen=True)
+class EpisodePlayer:
+    """Plays episodes of one environment under one set of rules. Holds no state of an episode."""
+
+    chat: ChatTemplate
+    context: Context
+    prompts: PromptBuilder
+    rewards: EpisodeRewardManager
+    max_steps: int
+
+    async def play(
+        self,
+        episode: Episode,
+        env: AsyncEnv,
+        policy: Policy,
+        sampling: SamplingParams,
+        seed: int,
+        watch: ProgressWatch,
+    ) -> Trajectory:
+        """Play `episode` in `env` until it ends. `seed` is that of the whole rollout.
+
+        Raises:
+            EnvWorkerError: the environment died or hung; nothing of the episode is to be used.
+        """
+        run = _Run(episode, policy, sampling, seed, watch)
+        try:
+            with watch.waiting_for("reset", run.timing_s):
+                observation, info = await env.reset(episode.task)
+            task_text = info["task_text"]
+            reason, last_info = None, info
+            while reason is None:
+                prompt = self.context.prompt(task_text, run.turns, observation)
+                if prompt is None:
+                    reason = "overlong"
+                    break
+                result = await self._play_turn(run, env, prompt, observation)
+                observation, last_info = result.observation, result.info
+                reason = self._end(result, len(run.turns))
+        finally:
+            policy.release(episode.traj_uid)
+        return run.finish(reason, last_info)
+
+    async def _play_turn(
+        self, run: _Run, env: AsyncEnv, prompt: Prompt, observation: Observation
+    ) -> StepResult:
+        """Ask the policy, act, and append the turn to `run`."""
+        generation = await run.generate(prompt)
+        response_ids = np.asarray(generation.token_ids, TOKEN_DTYPE)
+        response = self.chat.decode(response_ids)
+        action = self.prompts.parse(response, observation)
+        with run.watch.waiting_for("env", run.timing_s):
+            result = await env.step(action.text)
+        run.turns.append(
+            Turn(
+                index=len(run.turns),
+                prompt_ids=prompt.ids,
+                response_ids=response_ids,
+                log_probs=np.asarray(generation.log_probs, np.float32),
+                response_text=response,
+                action=action,
+                observation=result.observation.text,
+                reward=self.rewards.turn_reward(result),
+                weight_version=generation.weight_version,
+                dropped_turns=prompt.dropped_turns,
+            )
+        )
+        return result
+
+    def _end(self, result: StepResult, turns_played: int) -> TerminationReason | None:
+        """Why the episode is over after this turn, or None."""
+        if result.info["success"]:
+            return "success"
+        if result.terminated:
+            return "failure"
+        if result.truncated or turns_played == self.max_steps:
+            return "truncated"
+        return None

@@ -1,0 +1,228 @@
+"""Prompts are exact: what was sampled stays, and observations get the template's own tokens."""
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from agent_system.memory import LastTurns
+from agent_system.multi_turn_rollout.conversation import (
+    ChatTemplate,
+    TrajectoryContext,
+    TurnContext,
+)
+from agent_system.types import Observation, ParsedAction, Turn
+
+# ChatML with a line break after <|im_end|> and a default system prompt, as in Qwen2.5.
+CHATML = (
+    "{% if messages[0].role != 'system' %}<|im_start|>system\nYou help.<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# BOS once, contents stripped, nothing after the end-of-turn token, as in Llama 3.
+LLAMA = (
+    "<s>{% for m in messages %}<|head|>{{ m.role }}<|/head|>\n\n"
+    "{{ m.content | trim }}<|eot|>{% endfor %}"
+    "{% if add_generation_prompt %}<|head|>assistant<|/head|>\n\n{% endif %}"
+)
+# Only an end token after a reply: a small word-level policy.
+MINIMAL = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}</s>"
+    "{% else %}<obs>{{ m.content }}<act>{% endif %}{% endfor %}"
+)
+SPECIAL = [
+    "<s>",
+    "</s>",
+    "<obs>",
+    "<act>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|head|>",
+    "<|/head|>",
+    "<|eot|>",
+]
+
+
+def char_tokenizer(template):
+    """Lossless: one token a character, plus the special tokens."""
+    characters = [chr(code) for code in range(32, 127)] + ["\n"]
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *characters])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="</s>"))
+    backend.pre_tokenizer = pre_tokenizers.Split("", behavior="isolated")
+    backend.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        additional_special_tokens=SPECIAL,
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+class Prompts:
+    def system(self, task_text):
+        return f"play: {task_text}"
+
+    def first(self, task_text, observation):
+        return f"first {observation.text}"
+
+    def next(self, observation):
+        return f"then {observation.text}"
+
+    def turn(self, task_text, history, observation, step):
+        past = " ".join(f"[{turn.index}]" for turn in history)
+        return f"step {step} past {past} now {observation.text}"
+
+    def parse(self, response, observation):
+        return ParsedAction(response, True)
+
+
+class NoSystemPrompts(Prompts):
+    def system(self, task_text):
+        return None
+
+
+def played(index, prompt_ids, response_ids):
+    response_ids = np.asarray(response_ids)
+    return Turn(
+        index,
+        prompt_ids,
+        response_ids,
+        np.zeros(len(response_ids)),
+        "",
+        ParsedAction("", True),
+        "",
+        0.0,
+    )
+
+
+def play(tokenizer, prompts, replies, end):
+    """Play `replies` (text) in a trajectory context; returns the prompt after them, as a list."""
+    context = TrajectoryContext(ChatTemplate(tokenizer), prompts, max_prompt_length=10_000)
+    turns = []
+    for index, reply in enumerate(replies):
+        prompt = context.prompt("find it", turns, Observation(f"room {index}"))
+        response = tokenizer.encode(reply + end, add_special_tokens=False)
+        turns.append(played(index, prompt.ids, response))
+    return context.prompt("find it", turns, Observation(f"room {len(replies)}")).ids.tolist()
+
+
+def whole(tokenizer, prompts, replies):
+    """The same conversation, templated at once."""
+    system = prompts.system("find it")
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    messages.append({"role": "user", "content": prompts.first("find it", Observation("room 0"))})
+    for index, reply in enumerate(replies):
+        messages.append({"role": "assistant", "content": reply})
+        messages.append({"role": "user", "content": prompts.next(Observation(f"room {index + 1}"))})
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+ENDS = [(CHATML, "<|im_end|>"), (LLAMA, "<|eot|>"), (MINIMAL, "</s>")]
+
+
+@pytest.mark.parametrize(("template", "end"), ENDS)
+@pytest.mark.parametrize("prompts", [Prompts(), NoSystemPrompts()])
+def test_incremental_ids_equal_the_whole_template(template, end, prompts):
+    tokenizer = char_tokenizer(template)
+    replies = ["look around", "go to hall", "0reply0"]
+    assert play(tokenizer, prompts, replies, end) == whole(tokenizer, prompts, replies)
+
+
+@pytest.mark.parametrize(("template", "end"), ENDS)
+def test_a_response_that_was_cut_is_closed_by_the_observation(template, end):
+    tokenizer = char_tokenizer(template)
+    replies = ["look", "</action>"]
+    assert play(tokenizer, Prompts(), replies, end="") == whole(tokenizer, Prompts(), replies)
+    chat = ChatTemplate(tokenizer)
+    end_id = tokenizer.convert_tokens_to_ids(end)
+    reply = np.asarray(tokenizer.encode("look", add_special_tokens=False))
+    assert chat.continuation(reply, "obs")[0] == end_id
+    assert end_id not in chat.continuation(np.append(reply, end_id), "obs")[:1]
+
+
+def test_a_foreign_end_token_is_kept_and_the_turn_is_still_closed():
+    tokenizer = char_tokenizer(CHATML)
+    response = np.asarray(tokenizer.encode("look</s>", add_special_tokens=False))
+    continuation = ChatTemplate(tokenizer).continuation(response, "obs")
+    assert tokenizer.decode(continuation) == (
+        "<|im_end|>\n<|im_start|>user\nobs<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_llama_bos_appears_once():
+    tokenizer = char_tokenizer(LLAMA)
+    ids = play(tokenizer, Prompts(), ["a", "b"], "<|eot|>")
+    assert ids[0] == tokenizer.bos_token_id
+    assert ids.count(tokenizer.bos_token_id) == 1
+
+
+def test_sampled_tokens_are_never_tokenised_again():
+    # "lo" + "ok" as two unusual ids survive although the tokenizer would never write them so.
+    tokenizer = char_tokenizer(CHATML)
+    context = TrajectoryContext(ChatTemplate(tokenizer), Prompts(), 10_000)
+    first = context.prompt("t", [], Observation("o")).ids
+    sampled = np.asarray([0, 0, 7, 3], dtype=np.int32)
+    second = context.prompt("t", [played(0, first, sampled)], Observation("o")).ids
+    assert second[: len(first) + 4].tolist() == [*first.tolist(), 0, 0, 7, 3]
+
+
+def test_decode_leaves_special_tokens_out():
+    tokenizer = char_tokenizer(CHATML)
+    ids = np.asarray(tokenizer.encode("go<|im_end|>", add_special_tokens=False))
+    assert ChatTemplate(tokenizer).decode(ids) == "go"
+
+
+def test_tokenizer_without_template_is_refused_with_the_remedy():
+    with pytest.raises(ValueError, match=r"no chat template.*instruct model"):
+        ChatTemplate(char_tokenizer(None))
+
+
+def test_template_that_drops_replies_is_refused():
+    tokenizer = char_tokenizer(
+        "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+    )
+    with pytest.raises(ValueError, match=r"env\.context\.kind=turn"):
+        ChatTemplate(tokenizer).continuation(np.asarray([1]), "obs")
+
+
+def test_turn_context_drops_the_oldest_history_first():
+    tokenizer = char_tokenizer(MINIMAL)
+    chat = ChatTemplate(tokenizer)
+    turns = [played(i, np.zeros(1, int), [1]) for i in range(5)]
+    observation = Observation("x")
+
+    def prompt(max_length):
+        return TurnContext(chat, NoSystemPrompts(), max_length, LastTurns(3)).prompt(
+            "t", turns, observation
+        )
+
+    # "<obs>step 5 past [2] [3] [4] now x<act>": 2 special tokens + 12 + 11 + 6 characters
+    full = prompt(31)
+    assert tokenizer.decode(full.ids) == "<obs>step 5 past [2] [3] [4] now x<act>"
+    assert (len(full.ids), full.dropped_turns) == (31, 0)
+    shorter = prompt(30)  # each dropped turn saves "[2] " = 4 tokens
+    assert tokenizer.decode(shorter.ids) == "<obs>step 5 past [3] [4] now x<act>"
+    assert (len(shorter.ids), shorter.dropped_turns) == (27, 1)
+    assert prompt(20).dropped_turns == 3  # nothing left: 2 + 12 + 0 + 6
+    assert prompt(19) is None
+
+
+def test_trajectory_context_ends_rather_than_cutting():
+    tokenizer = char_tokenizer(MINIMAL)
+    chat = ChatTemplate(tokenizer)
+    first = TrajectoryContext(chat, NoSystemPrompts(), 9).prompt("t", [], Observation("x"))
+    assert len(first.ids) == 9  # <obs> + "first x" + <act>
+    turn = played(0, first.ids, [5, 1])
+    # 9 + 2 sampled + "<obs>then x<act>" (8; the end token 1 was sampled) = 19
+    assert (
+        len(
+            TrajectoryContext(chat, NoSystemPrompts(), 19).prompt("t", [turn], Observation("x")).ids
+        )
+        == 19
+    )
+    assert (
+        TrajectoryContext(chat, NoSystemPrompts(), 18).prompt("t", [turn], Observation("x")) is None
+    )
