@@ -24,7 +24,8 @@ class DataProtoFuture:
     """A batch that workers are still computing.
 
     It can be passed to another worker group before it is there: the driver moves references, and
-    the worker that needs the rows waits for them.
+    the worker that needs the rows waits for them. A plain method that waits for an async method of
+    its own actor waits forever, because both share one event loop; make both async or both plain.
 
     Args:
         collect_fn: joins the workers' results into one batch.
