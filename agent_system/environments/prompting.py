@@ -16,10 +16,15 @@ THINK_ACTION_FORMAT = (
 )
 
 
-def make_prompts(rules: str, action_format: ActionFormatConfig) -> TextPrompts | PlainPrompts:
-    """The prompt builder of an action format. Raises ValueError on an unknown one."""
+def make_prompts(
+    rules: str, action_format: ActionFormatConfig, *, list_actions: bool = False
+) -> TextPrompts | PlainPrompts:
+    """The prompt builder of an action format. Raises ValueError on an unknown one.
+
+    `list_actions`: show the admissible actions, for environments that have a few dozen of them.
+    """
     if action_format.kind == "think_action":
-        return TextPrompts(rules)
+        return TextPrompts(rules, list_actions)
     if action_format.kind == "plain":
         return PlainPrompts()
     raise ValueError(
@@ -30,18 +35,19 @@ def make_prompts(rules: str, action_format: ActionFormatConfig) -> TextPrompts |
 class TextPrompts:
     """Instructions for a language model that reasons before it acts. Implements `PromptBuilder`."""
 
-    def __init__(self, rules: str) -> None:
+    def __init__(self, rules: str, list_actions: bool) -> None:
         """`rules`: what the environment is and which commands it takes."""
         self._system = f"{rules}\n\n{THINK_ACTION_FORMAT}"
+        self._list_actions = list_actions
 
     def system(self, task_text: str) -> str:
         return self._system
 
     def first(self, task_text: str, observation: Observation) -> str:
-        return f"Task: {_flat(task_text)}\n\n{_observed(observation)}"
+        return f"Task: {_flat(task_text)}\n\n{self._observed(observation)}"
 
     def next(self, observation: Observation) -> str:
-        return _observed(observation)
+        return self._observed(observation)
 
     def turn(
         self, task_text: str, history: Sequence[Turn], observation: Observation, step: int
@@ -51,10 +57,16 @@ class TextPrompts:
         if history:
             shown = f"the last {len(history)} of {step}" if len(history) < step else f"{step}"
             parts.append(f"Commands so far ({shown}):\n{_replayed(history)}")
-        return "\n\n".join([*parts, _observed(observation)])
+        return "\n\n".join([*parts, self._observed(observation)])
 
     def parse(self, response: str, observation: Observation) -> ParsedAction:
         return _judged(parse_think_action(response), observation)
+
+    def _observed(self, observation: Observation) -> str:
+        text = f"Observation:\n{observation.text.strip()}"
+        if not self._list_actions or observation.admissible_actions is None:
+            return text
+        return f"{text}\n\nCommands accepted now:\n" + "\n".join(observation.admissible_actions)
 
 
 class PlainPrompts:
@@ -77,13 +89,6 @@ class PlainPrompts:
 
     def parse(self, response: str, observation: Observation) -> ParsedAction:
         return _judged(parse_plain(response), observation)
-
-
-def _observed(observation: Observation) -> str:
-    text = f"Observation:\n{observation.text.strip()}"
-    if observation.admissible_actions is None:
-        return text
-    return f"{text}\n\nCommands accepted now:\n" + "\n".join(observation.admissible_actions)
 
 
 def _replayed(history: Sequence[Turn]) -> str:
