@@ -47,7 +47,7 @@ class LoopThread:
         self._loop.close()
 
 
-async def _next(items: AsyncGenerator[T, None]) -> T | object:
+async def _next(items: AsyncGenerator[T, None]) -> Any:
     return await anext(items, _END)
 
 

@@ -58,9 +58,16 @@ class _Run:
         seed = request_seed(self.seed, self.episode, len(self.turns))
         sampling = replace(self.sampling, seed=seed)
         with self.watch.waiting_for("generate", self.timing_s):
-            return await self.policy.generate(
+            generation = await self.policy.generate(
                 prompt.ids.tolist(), sampling, trajectory_id=self.episode.traj_uid
             )
+        tokens, log_probs = len(generation.token_ids), len(generation.log_probs)
+        if tokens == 0 or tokens != log_probs:
+            raise RuntimeError(
+                f"the engine returned {tokens} tokens and {log_probs} log-probs for "
+                f"{self.episode.traj_uid}; every sampled token needs one, and a response a token"
+            )
+        return generation
 
     def finish(self, reason: TerminationReason, info: Mapping[str, Any]) -> Trajectory:
         """`info`: what the environment said last."""

@@ -325,6 +325,18 @@ def test_an_engine_error_ends_the_rollout(tokenizer):
         collect(tokenizer, make_episodes(goals(2, 3)), policy=BrokenPolicy())
 
 
+def test_an_engine_that_loses_tokens_or_log_probs_is_caught(tokenizer):
+    class ShortPolicy(SeededPolicy):
+        async def generate(self, prompt_ids, sampling, *, trajectory_id):
+            return self.answer
+
+    policy = ShortPolicy()
+    for ids, log_probs in [((), ()), ((3,), ())]:
+        policy.answer = Generation(ids, log_probs, "stop")
+        with pytest.raises(RuntimeError, match=f"{len(ids)} tokens and 0 log-probs for g0/0"):
+            collect(tokenizer, make_episodes(goals(2)), policy=policy)
+
+
 def test_closing_the_stream_frees_every_slot(tokenizer):
     async def run():
         pool = ScriptedPool(2)
