@@ -28,6 +28,7 @@ class ActionFormatConfig:
 
     # think_action: <think>..</think><action>..</action>; plain: the response is the action
     kind: str = "think_action"
+    # a response ends at any of these texts
     stop: list[str] = field(default_factory=lambda: ["</action>"])
 
 
@@ -35,7 +36,7 @@ class ActionFormatConfig:
 class RewardConfig:
     """`success` at the end of a successful episode, 0 otherwise; by choice also score deltas."""
 
-    success: float = 10.0
+    success: float = 10.0  # reward of a successful episode, at its last turn
     score_delta_coef: float = 0.0  # adds coef * (score delta / 100) at the turn that earned it
 
 
@@ -43,11 +44,12 @@ class RewardConfig:
 class PoolConfig:
     """Environment processes of one rollout worker."""
 
-    slots_per_worker: int = 8
-    start_timeout_s: float = 120.0
-    reset_timeout_s: float = 60.0
-    step_timeout_s: float = 60.0
+    slots_per_worker: int = 8  # environment processes of each rollout worker
+    start_timeout_s: float = 120.0  # seconds an environment may take to start
+    reset_timeout_s: float = 60.0  # seconds a reset may take
+    step_timeout_s: float = 60.0  # seconds a step may take
     stall_warning_s: float = 60.0  # a rollout without progress for so long names what it waits for
+    # broken environments are restarted; so many times in a row is an error
     max_consecutive_replacements: int = 3
     # simulators' stdout and stderr; the trainer sets it to the run folder
     log_dir: str | None = None
@@ -57,19 +59,19 @@ class PoolConfig:
 class TaskSetConfig:
     """Tasks to draw from: a named list, or a JSON file of one."""
 
-    name: str = "L0_train"
+    name: str = "L0_train"  # a named list of the environment, or a JSON file
     tasks: list[str] | None = None  # only these task types, by name
     max_tasks: int | None = None  # a seeded subset of so many tasks
-    seed: int = 0
+    seed: int = 0  # of the subset
 
 
 @dataclass
 class EnvConfig:
     """`env.*`: the environment, its tasks, and how the agent talks to it."""
 
-    env_name: str = "sciworld/SciWorldEnv"
-    seed: int = 0
-    max_steps: int = 30
+    env_name: str = "sciworld/SciWorldEnv"  # a registered environment
+    seed: int = 0  # of the order in which training tasks are drawn
+    max_steps: int = 30  # turns of an episode
     rollout: GroupConfig = field(default_factory=GroupConfig)
     context: ContextConfig = field(default_factory=ContextConfig)
     action_format: ActionFormatConfig = field(default_factory=ActionFormatConfig)

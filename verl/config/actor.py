@@ -21,23 +21,24 @@ class ActorConfig:
     # rows a forward pass; None: the whole share of the rank
     ppo_micro_batch_size_per_gpu: int | None = None
     use_dynamic_bsz: bool = False  # cut micro-batches by tokens
-    ppo_max_token_len_per_gpu: int = 16384
-    ppo_epochs: int = 1
+    ppo_max_token_len_per_gpu: int = 16384  # use_dynamic_bsz: tokens a micro-batch
+    ppo_epochs: int = 1  # passes over a rollout
     # rows are shuffled (by the run's seed) before they are cut into mini-batches
     shuffle: bool = True
-    clip_ratio: float = 0.2
+    clip_ratio: float = 0.2  # the policy ratio is clipped to 1 - clip_ratio .. 1 + clip_ratio
     clip_ratio_low: float | None = None  # default: clip_ratio
     clip_ratio_high: float | None = None  # default: clip_ratio
     clip_ratio_c: float = 3.0  # dual clip, for negative advantages
+    # token-mean | seq-mean-token-sum | seq-mean-token-mean | seq-mean-token-sum-norm
     loss_agg_mode: str = "token-mean"
     # seq-mean-token-sum-norm: divides by this; default: the response length
     loss_scale_factor: int | None = None
     policy_loss: PolicyLossConfig = field(default_factory=PolicyLossConfig)
     entropy_coeff: float = 0.0  # a plain entropy bonus; must be 0 with EPO, which has its own
-    use_kl_loss: bool = False
-    kl_loss_coef: float = 0.001
+    use_kl_loss: bool = False  # add the KL to the reference policy to the loss
+    kl_loss_coef: float = 0.001  # weight of that KL
     kl_loss_type: str = "low_var_kl"  # k1 | abs | k2 | low_var_kl (k3) | full
-    use_invalid_action_penalty: bool = True
+    use_invalid_action_penalty: bool = True  # punish turns whose action cannot be read
     invalid_action_penalty_coef: float = 0.1  # subtracted at the last token of an invalid turn
     optim: OptimConfig = field(default_factory=OptimConfig)
     fsdp_config: FSDPConfig = field(default_factory=FSDPConfig)
@@ -47,9 +48,9 @@ class ActorConfig:
 class RefConfig:
     """The frozen reference policy, built only when a KL term needs it."""
 
-    log_prob_micro_batch_size_per_gpu: int | None = None
-    log_prob_use_dynamic_bsz: bool = False
-    log_prob_max_token_len_per_gpu: int = 16384
+    log_prob_micro_batch_size_per_gpu: int | None = None  # rows a forward pass
+    log_prob_use_dynamic_bsz: bool = False  # cut by tokens
+    log_prob_max_token_len_per_gpu: int = 16384  # tokens a forward pass, when cut by tokens
     fsdp_config: FSDPConfig = field(default_factory=FSDPConfig)
 
 
@@ -57,10 +58,10 @@ class RefConfig:
 class SamplingConfig:
     """How responses are drawn in validation."""
 
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = -1
-    do_sample: bool = True
+    temperature: float = 1.0  # of the softmax; 0 is greedy
+    top_p: float = 1.0  # nucleus sampling; 1: off
+    top_k: int = -1  # sample among the k likeliest tokens; -1: off
+    do_sample: bool = True  # false: greedy
 
 
 @dataclass
@@ -70,15 +71,15 @@ class RolloutConfig:
     name: str = "hf"  # hf: transformers with a KV cache that lasts a trajectory
     # rollout workers on the cluster; default: as many as training workers
     workers: int | None = None
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = -1
+    temperature: float = 1.0  # of sampling in training; losses use the same softmax
+    top_p: float = 1.0  # nucleus sampling; 1: off
+    top_k: int = -1  # sample among the k likeliest tokens; -1: off
     max_num_seqs: int = 64  # requests that are decoded together
     max_model_len: int | None = None  # default: max_prompt_length + max_response_length
     dtype: str = "auto"  # auto: bfloat16 on cuda, float32 on cpu
-    log_prob_micro_batch_size_per_gpu: int | None = None
-    log_prob_use_dynamic_bsz: bool = False
-    log_prob_max_token_len_per_gpu: int = 16384
+    log_prob_micro_batch_size_per_gpu: int | None = None  # old log-probs: rows a forward pass
+    log_prob_use_dynamic_bsz: bool = False  # old log-probs: cut by tokens
+    log_prob_max_token_len_per_gpu: int = 16384  # tokens a forward pass, when cut by tokens
     val_kwargs: SamplingConfig = field(default_factory=SamplingConfig)
     agent_world: str = "agent_system.adapters.world:World"  # import path of an AgentWorld
 

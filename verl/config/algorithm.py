@@ -8,19 +8,20 @@ from dataclasses import dataclass, field
 @dataclass
 class KLControlConfig:
     type: str = "fixed"  # fixed | adaptive
-    kl_coef: float = 0.001
+    kl_coef: float = 0.001  # weight of the KL in the reward, at the start when adaptive
     horizon: int = 10000  # adaptive: steps over which the coefficient reacts
-    target_kl: float = 0.1
+    target_kl: float = 0.1  # adaptive: the KL aimed at
 
 
 @dataclass
 class AlgorithmConfig:
     adv_estimator: str = "grpo"  # a name registered with `register_adv_est`: gae, grpo, rloo, ...
-    gamma: float = 1.0
-    lam: float = 1.0
+    gamma: float = 1.0  # discount of rewards
+    lam: float = 1.0  # GAE's lambda
+    # divide by the group's standard deviation (Dr. GRPO does not)
     norm_adv_by_std_in_grpo: bool = True
-    use_kl_in_reward: bool = False
-    kl_penalty: str = "kl"
+    use_kl_in_reward: bool = False  # subtract the KL to the reference policy from the reward
+    kl_penalty: str = "kl"  # estimator of that KL: kl (k1) | abs | mse (k2) | low_var_kl (k3)
     kl_ctrl: KLControlConfig = field(default_factory=KLControlConfig)
     entropy_plugin: str = "epo.plugin:build"  # import path; used when epo.enable
     # groups whose members all earned the same carry no signal

@@ -35,7 +35,7 @@ def compose_config(
         UserError: an unknown preset, key or group choice, a value of the wrong type, a missing
             mandatory value, or an override that cannot be parsed.
     """
-    schemas = {"env": load_object(ENV_SCHEMA), "epo": load_object(EPO_SCHEMA)}
+    schemas = load_schemas()
     register_schemas(schemas["env"], schemas["epo"])
     _check_name("config name", config_name, CONFIG_DIR)
     keys = ConfigKeys(schemas)
@@ -49,6 +49,11 @@ def compose_config(
         raise UserError(_explain(error, keys)) from error
     assert isinstance(typed, PPOConfig)
     return config, typed
+
+
+def load_schemas() -> dict[str, type]:
+    """The dataclasses of the keys that belong to other packages."""
+    return {"env": load_object(ENV_SCHEMA), "epo": load_object(EPO_SCHEMA)}
 
 
 def _check_name(kind: str, name: str, folder: Path) -> None:

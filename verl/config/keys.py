@@ -58,41 +58,42 @@ class ConfigKeys:
 
     def walk(self, node: type = PPOConfig, prefix: str = "") -> Iterator[str]:
         """All dotted keys below `node`, in the order of the dataclasses."""
-        for name, annotation in self._fields(node, prefix).items():
+        for name, annotation in self.fields(node).items():
             yield f"{prefix}{name}"
-            entry = (
-                typing.get_args(annotation)[1] if typing.get_origin(annotation) is dict else None
-            )
-            if is_dataclass(annotation):
-                yield from self.walk(annotation, f"{prefix}{name}.")
-            elif is_dataclass(entry):
-                yield from self.walk(entry, f"{prefix}{name}.<name>.")
+            if (inner := dataclass_in(annotation)) is not None:
+                entry = "<name>." if typing.get_origin(annotation) is dict else ""
+                yield from self.walk(inner, f"{prefix}{name}.{entry}")
+
+    def fields(self, node: type) -> dict[str, Any]:
+        """Names and types of a dataclass's keys; `X | None` counts as `X`."""
+        hints = {name: _without_none(hint) for name, hint in typing.get_type_hints(node).items()}
+        return hints | self._schemas if node is PPOConfig else hints
 
     def _first_open_name(self, names: list[str]) -> int | None:
         """Index of the first name that is a dictionary's entry; None: all names are fields.
 
         A key that is itself a dictionary counts as open: its value is merged, not checked here.
         """
-        node: Any = PPOConfig
+        node: type | None = PPOConfig
         for i, name in enumerate(names):
-            if not is_dataclass(node):
-                raise self._unknown(names)
-            prefix = "".join(f"{part}." for part in names[:i])
-            fields = self._fields(typing.cast(type, node), prefix)
+            fields = self.fields(node) if node is not None else {}
             if name not in fields:
                 raise self._unknown(names)
-            node = fields[name]
-            if typing.get_origin(node) is dict:
+            if typing.get_origin(fields[name]) is dict:
                 return i + 1
+            node = dataclass_in(fields[name])
         return None
-
-    def _fields(self, node: type, prefix: str) -> dict[str, Any]:
-        hints = {name: _without_none(hint) for name, hint in typing.get_type_hints(node).items()}
-        return hints | self._schemas if prefix == "" else hints
 
     def _unknown(self, names: list[str]) -> UserError:
         key = ".".join(names)
         return UserError(f"unknown key '{key}'{self.suggest(key)}")
+
+
+def dataclass_in(annotation: Any) -> type | None:
+    """The dataclass that a field, or each entry of its dictionary, holds; None: a plain value."""
+    if typing.get_origin(annotation) is dict:
+        annotation = typing.get_args(annotation)[1]
+    return annotation if isinstance(annotation, type) and is_dataclass(annotation) else None
 
 
 def _ratio(a: str, b: str) -> float:

@@ -97,7 +97,7 @@ def _check_memory(config: PPOConfig, machine: Machine) -> None:
     if needed > machine.memory_gb:
         raise UserError(
             f"{workers} workers, {slots} environment slots and the model need about {needed:.1f} "
-            f"GB, but {machine.memory_gb:.1f} GB of memory are free; lower env.pool.slots_per_worker, "
+            f"GB, but {machine.memory_gb:.1f} GB are free; lower env.pool.slots_per_worker, "
             "actor_rollout_ref.rollout.workers or trainer.n_gpus_per_node"
         )
 

@@ -14,14 +14,14 @@ class ModelConfig:
     # local: `path` must be a folder; huggingface: a hub name; auto: either
     load_method: str = "auto"
     tokenizer_path: str | None = None  # default: path
-    trust_remote_code: bool = False
-    enable_gradient_checkpointing: bool = False
+    trust_remote_code: bool = False  # run Python code that comes with the model
+    enable_gradient_checkpointing: bool = False  # recompute activations: less memory, more time
     use_remove_padding: bool = True  # pack with flash-attention, trim to the longest row with sdpa
     # auto: flash_attention_2 when installed and on cuda, else sdpa
     attn_implementation: str = "auto"
     lora_rank: int = 0  # 0: train all parameters
-    lora_alpha: int = 16
-    target_modules: str = "all-linear"
+    lora_alpha: int = 16  # LoRA's scale is lora_alpha / lora_rank
+    target_modules: str = "all-linear"  # LoRA: the layers that get adapters
 
 
 @dataclass
@@ -32,7 +32,8 @@ class FSDPConfig:
     # compute: float32 | bfloat16; auto: bfloat16 on cuda, float32 on cpu
     mixed_precision: str = "auto"
     param_offload: bool = False  # cuda: keep parameters on the CPU between phases
-    optimizer_offload: bool = False
+    optimizer_offload: bool = False  # cuda: keep the optimiser's state on the CPU between updates
+    # free gathered parameters after the forward pass: less memory, more traffic
     reshard_after_forward: bool = True
 
 
