@@ -3,8 +3,8 @@
 #
 #   bash examples/setup_env.sh [extras]      extras as in pyproject.toml, default: sciworld
 #
-# A finished installation leaves a stamp inside .venv, so that running this again is immediate; a
-# failed one leaves none and is done again. PYTHON=<path> chooses the interpreter.
+# A finished installation notes its extras inside .venv, so that running this again is immediate; a
+# failed one notes nothing and is done again. PYTHON=<path> chooses the interpreter.
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
@@ -70,11 +70,12 @@ exec 9<"$root/pyproject.toml"
 flock 9 # two scripts started at once install one after the other
 
 venv_is_usable || create_venv
-stamp="$venv/.installed-$( (cat "$root/pyproject.toml"; echo "$extras") | sha256sum | cut -c1-16)"
-if [[ -f "$stamp" ]]; then
+installed="$venv/.installed-$(sha256sum <"$root/pyproject.toml" | cut -c1-16)"
+touch "$installed"
+if ! tr , '\n' <<<"project,$extras" | grep -qvxF -f "$installed"; then
     say "$venv is up to date (extras: $extras)"
 else
     install
-    touch "$stamp"
+    tr , '\n' <<<"project,$extras" >>"$installed"
     say "done"
 fi
