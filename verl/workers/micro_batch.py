@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -34,7 +36,9 @@ def micro_batch_rows(
     rows = active_R.nonzero().squeeze(-1)
     rows = rows[length_R[rows].argsort(descending=True, stable=True)]
     if config.use_dynamic_bsz:
-        sizes = _sizes_by_tokens(length_R[rows].tolist(), config.max_token_len_per_gpu, packed)
+        lengths, limit = length_R[rows].tolist(), config.max_token_len_per_gpu
+        _check_longest(lengths, limit)
+        sizes = sizes_by_tokens(lengths, limit, packed=packed)
     else:
         sizes = _sizes_by_rows(len(rows), config.micro_batch_size_per_gpu)
     batches = list(rows.split(sizes)) if sizes else []
@@ -47,13 +51,11 @@ def _sizes_by_rows(rows: int, micro_batch_size: int | None) -> list[int]:
     return [min(size, rows - start) for start in range(0, rows, size)]
 
 
-def _sizes_by_tokens(lengths: list[int], limit: int, packed: bool) -> list[int]:
-    """Fill each micro-batch up to `limit` tokens; `lengths` fall."""
-    if lengths and lengths[0] > limit:
-        raise UserError(
-            f"a row of {lengths[0]} tokens does not fit max_token_len_per_gpu={limit}; "
-            "raise it to at least data.max_prompt_length + data.max_response_length"
-        )
+def sizes_by_tokens(lengths: Sequence[int], limit: int, *, packed: bool) -> list[int]:
+    """How many of the falling `lengths` go into each micro-batch of at most `limit` tokens.
+
+    A length beyond the limit gets a micro-batch of its own.
+    """
     batches: list[list[int]] = []
     for length in lengths:
         grown = [*batches[-1], length] if batches else [length]
@@ -63,6 +65,14 @@ def _sizes_by_tokens(lengths: list[int], limit: int, packed: bool) -> list[int]:
         else:
             batches.append([length])
     return [len(batch) for batch in batches]
+
+
+def _check_longest(lengths: Sequence[int], limit: int) -> None:
+    if lengths and lengths[0] > limit:
+        raise UserError(
+            f"a row of {lengths[0]} tokens does not fit max_token_len_per_gpu={limit}; "
+            "raise it to at least data.max_prompt_length + data.max_response_length"
+        )
 
 
 def _most_on_any_rank(count: int, device: torch.device, group: dist.ProcessGroup | None) -> int:

@@ -32,6 +32,7 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> 
         lr=config.lr,
         betas=(config.betas[0], config.betas[1]),
         weight_decay=config.weight_decay,
+        fused=True,
     )
 
 

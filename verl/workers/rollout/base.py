@@ -1,0 +1,102 @@
+"""What a rollout engine is, and the engines there are.
+
+The agent loop's own types are not imported: an engine takes and returns objects of the same shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from verl.config.actor import ActorRolloutRefConfig
+from verl.registry import Registry
+from verl.workers.weight_sync import PackedWeights
+
+
+class SamplingSettings(Protocol):
+    """How to sample one response.
+
+    `temperature` 0 is greedy; `top_p` 1 and `top_k` -1 keep the whole vocabulary; generation ends
+    with a text that holds one of `stop`; `seed` makes the request repeatable.
+    """
+
+    temperature: float
+    top_p: float
+    top_k: int
+    max_tokens: int
+    stop: tuple[str, ...]
+    seed: int | None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A response: sampled ids (with the end token or the tokens of the stop string), T of each.
+
+    `log_probs` are of softmax(logits / temperature), temperature 1 when greedy, before top-p and
+    top-k. `weight_version` is that of the weights that sampled it.
+    """
+
+    token_ids: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    finish_reason: Literal["stop", "length"]
+    weight_version: int
+
+
+class RolloutEngine(Protocol):
+    """Samples for many conversations at once. All methods may be called from any thread."""
+
+    def start(self) -> None:
+        """Returns when requests are served."""
+        ...
+
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: SamplingSettings, *, trajectory_id: str
+    ) -> Generation:
+        """Sample one response. A prompt that continues its trajectory's last one costs only its
+        new tokens.
+
+        Raises:
+            ValueError: the prompt is empty or leaves no room for a response.
+            RuntimeError: the engine failed or is closed.
+        """
+        ...
+
+    def release(self, trajectory_id: str) -> None:
+        """The trajectory is over: what is cached for it may go."""
+        ...
+
+    def load_weights(self, weights: PackedWeights, version: int) -> None:
+        """Returns when new requests are sampled from `weights`; running ones finish before.
+
+        Raises:
+            ValueError: a name is missing or unknown, or a shape differs. The old weights stay.
+        """
+        ...
+
+    def stats(self) -> dict[str, float]:
+        """Counters since the start."""
+        ...
+
+    def close(self) -> None:
+        """Stop serving; open requests fail."""
+        ...
+
+
+EngineBuilder = Callable[[ActorRolloutRefConfig, str, int], RolloutEngine]
+ENGINES: Registry[EngineBuilder] = Registry("rollout.name")
+
+
+def build_engine(config: ActorRolloutRefConfig, device: str, max_model_len: int) -> RolloutEngine:
+    """The engine `config.rollout.name` on `device`, not started yet.
+
+    Args:
+        max_model_len: tokens of a prompt and its response together.
+
+    Raises:
+        UserError: the model is missing or not one the engine can run.
+        ValueError: unknown engine name.
+    """
+    from verl.workers.rollout import hf_rollout  # noqa: F401  registers itself with this module
+
+    return ENGINES.get(config.rollout.name)(config, device, max_model_len)

@@ -1,0 +1,73 @@
+"""A request to an engine, and when its response ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import cache
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from verl.workers.rollout.base import Generation, SamplingSettings
+from verl.workers.rollout.slot_cache import Slot
+
+
+@dataclass(eq=False)
+class Request:
+    """One response in the making. `uniforms` are its random numbers, one a token."""
+
+    prompt_ids: np.ndarray
+    sampling: SamplingSettings
+    trajectory_id: str
+    max_tokens: int
+    uniforms: list[float]
+    future: Future[Generation] = field(default_factory=Future)
+    slot: Slot | None = None
+    weight_version: int = 0
+    token_ids: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt and of the response so far."""
+        return len(self.prompt_ids) + len(self.token_ids)
+
+    @property
+    def new_tokens(self) -> int:
+        """Prompt tokens that the slot does not hold yet."""
+        return len(self.prompt_ids) - len(self.slot.tokens)
+
+    @property
+    def known_tokens(self) -> np.ndarray:
+        """What the row holds at the end: the last token was sampled but never fed."""
+        return np.concatenate([self.prompt_ids, np.array(self.token_ids[:-1], dtype=np.int64)])
+
+
+class StopStrings:
+    """Tells whether a response holds a stop string, decoding only when its last token may end
+    one."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._last_pieces = cache(self._find_last_pieces)
+
+    def __call__(self, token_ids: Sequence[int], stop: tuple[str, ...]) -> bool:
+        if token_ids[-1] not in self._last_pieces(stop):
+            return False
+        text = self._tokenizer.decode(token_ids)
+        return any(string in text for string in stop)
+
+    def _find_last_pieces(self, stop: tuple[str, ...]) -> frozenset[int]:
+        """Tokens with the last character of a stop string, and pieces of a character (U+FFFD)."""
+        last = {string[-1] for string in stop} | {"\ufffd"}
+        texts = self._tokenizer.batch_decode([[token] for token in range(len(self._tokenizer))])
+        return frozenset(token for token, text in enumerate(texts) if not last.isdisjoint(text))
+
+
+def common_prefix(first: np.ndarray, second: np.ndarray) -> int:
+    """How many tokens two sequences begin with alike."""
+    shorter = min(len(first), len(second))
+    differs = np.flatnonzero(first[:shorter] != second[:shorter])
+    return int(differs[0]) if differs.size else shorter

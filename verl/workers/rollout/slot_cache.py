@@ -1,0 +1,166 @@
+"""Keys and values of many conversations in one block of memory, kept from one turn to the next.
+
+Shapes: S slots, n rows of one forward, q new tokens of each, H key-value heads, C capacity in
+tokens, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface
+from transformers.cache_utils import Cache
+
+SMALLEST_CAPACITY = 256
+NO_TOKENS = np.empty(0, dtype=np.int64)
+
+
+@dataclass(eq=False)
+class Slot:
+    """One row of the cache. `tokens` are those whose keys and values it holds."""
+
+    row: int
+    trajectory_id: str | None = None
+    tokens: np.ndarray = field(default_factory=lambda: NO_TOKENS)
+    busy: bool = False
+    last_used: int = 0
+
+
+class SlotTable:
+    """Which trajectory owns which slot. Idle slots keep their trajectory until they are needed."""
+
+    def __init__(self, count: int) -> None:
+        self.slots = [Slot(row) for row in range(count)]
+        self._clock = 0
+
+    def acquire(self, trajectory_id: str) -> Slot | None:
+        """The trajectory's idle slot, else a free one, else the one idle for longest.
+
+        None when all are busy.
+        """
+        idle = [slot for slot in self.slots if not slot.busy]
+        if not idle:
+            return None
+        own = [slot for slot in idle if slot.trajectory_id == trajectory_id]
+        free = [slot for slot in idle if slot.trajectory_id is None]
+        slot = (own or free or [min(idle, key=lambda slot: slot.last_used)])[0]
+        if not own:
+            slot.trajectory_id, slot.tokens = trajectory_id, NO_TOKENS
+        slot.busy = True
+        return slot
+
+    def put_back(self, slot: Slot, tokens: np.ndarray) -> None:
+        """The slot's request is done; `tokens` are now in its row."""
+        self._clock += 1
+        slot.busy, slot.tokens, slot.last_used = False, tokens, self._clock
+
+    def release(self, trajectory_id: str) -> None:
+        """Forget the trajectory; a slot that is busy with it is forgotten as well."""
+        for slot in self.slots:
+            if slot.trajectory_id == trajectory_id:
+                slot.trajectory_id, slot.tokens = None, NO_TOKENS
+
+    def forget_all(self) -> None:
+        """What the rows hold is of other weights."""
+        for slot in self.slots:
+            slot.trajectory_id, slot.tokens = None, NO_TOKENS
+
+    def to_front(self, busy: Sequence[Slot]) -> list[tuple[Slot, Slot]]:
+        """Give `busy` the first rows, in any order; returns the pairs that changed places."""
+        outside = [slot for slot in busy if slot.row >= len(busy)]
+        holes = [slot for slot in self.slots if slot.row < len(busy) and slot not in busy]
+        pairs = list(zip(outside, holes, strict=True))
+        for first, second in pairs:
+            first.row, second.row = second.row, first.row
+        return pairs
+
+
+class SlotCache(Cache):
+    """The key-value cache that a model sees. `select` says which rows and positions come next.
+
+    Rows are views, not copies, as long as those that decode together lie side by side, which is
+    what `SlotTable.to_front` and `swap_rows` are for. Memory grows with the longest conversation.
+    """
+
+    def __init__(self, slots: int, layers: int, max_length: int) -> None:
+        super().__init__(layers=[])
+        self._slots, self._layers = slots, layers
+        self._limit = max_length + 1  # the last position is scratch for padding
+        self._capacity = min(SMALLEST_CAPACITY, self._limit)
+        self._store: Tensor | None = (
+            None  # (layers, 2, S, H, C, D), made when the first keys arrive
+        )
+
+    def select(self, rows: slice | Tensor, row_n: Tensor, position_nq: Tensor, length: int) -> None:
+        """The next forward writes `position_nq` of the rows and reads their first `length`."""
+        self._reserve(length + 1)
+        self._rows, self._length = rows, length
+        self._row_n1, self._position_nq = row_n[:, None], position_nq.clamp(max=self._capacity - 1)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs
+    ) -> tuple[Tensor, Tensor]:
+        """Store the new (n, H, q, D) keys and values; returns (n, H, length, D) of the rows."""
+        if self._store is None:
+            _, heads, _, head_size = key_states.shape
+            shape = (self._layers, 2, self._slots, heads, self._capacity, head_size)
+            self._store = key_states.new_zeros(shape)
+        keys, values = self._store[layer_idx]
+        keys[self._row_n1, :, self._position_nq] = key_states.transpose(1, 2)
+        values[self._row_n1, :, self._position_nq] = value_states.transpose(1, 2)
+        return keys[self._rows, :, : self._length], values[self._rows, :, : self._length]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Positions are always given to the model, so it never has to count."""
+        return 0
+
+    def swap_rows(self, pairs: Sequence[tuple[int, int]], length: int) -> None:
+        """Exchange the first `length` positions of each pair of rows."""
+        if pairs and self._store is not None:
+            source = torch.tensor([row for pair in pairs for row in pair])
+            target = torch.tensor([row for pair in pairs for row in reversed(pair)])
+            block = self._store[:, :, :, :, :length]
+            block[:, :, target] = block[:, :, source]
+
+    def _reserve(self, capacity: int) -> None:
+        if capacity <= self._capacity:
+            return
+        old, self._capacity = self._store, min(max(capacity, 2 * self._capacity), self._limit)
+        if old is not None:
+            self._store = old.new_zeros((*old.shape[:4], self._capacity, old.shape[5]))
+            self._store[:, :, :, :, : old.shape[4]] = old
+
+
+def slot_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float | None = None,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    """Attention of (n, heads, q, D) queries to (n, H, length, D) keys without repeating the keys.
+
+    Heads that share keys are laid beside each other as further queries: in a cache, keys are many
+    and queries few. `attention_mask` is (n, 1, q, length), true where a query may look.
+    """
+    n, heads, q, head_size = query.shape
+    group = heads // key.shape[1]
+    output = F.scaled_dot_product_attention(
+        query.reshape(n, key.shape[1], group * q, head_size),
+        key,
+        value,
+        attn_mask=attention_mask.repeat(1, 1, group, 1) if group > 1 else attention_mask,
+        scale=scaling,
+    )
+    return output.reshape(n, heads, q, head_size).transpose(1, 2), None
+
+
+SLOT_ATTENTION = "slot_attention"
+AttentionInterface.register(SLOT_ATTENTION, slot_attention)
