@@ -37,8 +37,7 @@ class EPOConfig:
     aggregation: str = "trajectory"  # trajectory: means of tokens, turns, trajectories | token_mean
     from_turn: int = 0  # the penalty spares earlier turns; the entropy bonus does not
     start_step: int = 0  # before it, only the entropy bonus acts; the history is kept all the same
-    # JSON lines with the entropy of each step and turn; null: not written
-    entropy_distribution_output_file: str | None = None
+    entropy_distribution_output_file: str | None = None  # JSON lines: the entropies of each step
 
 
 def validate(config: EPOConfig) -> None:

@@ -23,14 +23,14 @@ LATEST_FILE = "latest_checkpointed_iteration.txt"
 TEMPORARY_PREFIX = ".unfinished-"
 
 
-def atomic_write_text(path: str | Path, text: str) -> None:
-    """Replace the file (UTF-8); a reader sees the old content or the new, never a part."""
+def atomic_write_bytes(path: str | Path, content: bytes) -> None:
+    """Replace the file; a reader sees the old content or the new, never a part."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_sibling(path)
     try:
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("xb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -38,6 +38,11 @@ def atomic_write_text(path: str | Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
         raise
     _sync(path.parent)
+
+
+def atomic_write_text(path: str | Path, text: str) -> None:
+    """`atomic_write_bytes` of the text in UTF-8."""
+    atomic_write_bytes(path, text.encode("utf-8"))
 
 
 def atomic_write_json(path: str | Path, value: Any) -> None:
