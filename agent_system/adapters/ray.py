@@ -1,0 +1,164 @@
+"""The rollout worker: an engine, environment slots and the rollout loop in one process.
+
+The trainer starts N of them as Ray actors. Nothing here calls Ray: methods are ordinary ones and a
+trajectory stream is an ordinary generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from agent_system.adapters.loop_thread import LoopThread
+from agent_system.config import PoolConfig
+from agent_system.environments.pool import EnvPool
+from agent_system.environments.registry import get_env_package
+from agent_system.interfaces import PromptBuilder
+from agent_system.multi_turn_rollout import TrajectoryCollector
+from agent_system.types import Episode, SamplingParams, Task, Trajectory
+from verl.config.root import PPOConfig
+from verl.utils.errors import UserError
+from verl.workers.model_loading import load_tokenizer
+from verl.workers.rollout.base import build_engine
+
+
+class RolloutWorker:
+    """Plays episodes with the weights it was last given.
+
+    `close` ends the engine and every environment process. Should this process be killed instead,
+    its environment processes notice and end by themselves.
+    """
+
+    def __init__(self, config: PPOConfig, rank: int, num_workers: int, device: str) -> None:
+        """Worker `rank` of `num_workers` on `device` (cuda or cpu). Starts nothing yet."""
+        if not 0 <= rank < num_workers:
+            raise ValueError(f"rank={rank} is not one of {num_workers} rollout workers")
+        self._config = config
+        self._rank = rank
+        self._device = device
+        self._resources = ExitStack()
+
+    def start(self) -> None:
+        """Returns when the engine and every environment slot is up.
+
+        Raises:
+            UserError: a setting of the environment, the prompt budget or the tokenizer is wrong.
+            EnvPoolError: the environment does not start.
+        """
+        config, policy = self._config, self._config.actor_rollout_ref
+        with ExitStack() as resources:
+            with user_errors():
+                # The environment processes boot while the engine loads the model.
+                self._pool = EnvPool(config.env.env_name, config.env.options, self._pool_config())
+                resources.callback(self._pool.close)
+                self._collector = TrajectoryCollector(
+                    self._pool,
+                    build_prompts(config),
+                    load_tokenizer(policy.model),
+                    config.env,
+                    prompt_budget(config),
+                )
+                self._engine = build_engine(policy, self._device, max_model_len(config))
+            resources.callback(self._engine.close)
+            self._engine.start()
+            self._loop = LoopThread(name=f"rollout-{self._rank}")
+            resources.callback(self._loop.close)
+            self._loop.run(self._wait_for_slots())
+            self._resources = resources.pop_all()
+
+    def update_weights(self, weights: Any, version: int) -> None:
+        """Sample from `weights` from now on; `version` is what their tokens will carry."""
+        self._engine.load_weights(weights, version)
+
+    def collect(
+        self, episodes: list[Episode], sampling: SamplingParams, seed: int
+    ) -> Iterator[Trajectory]:
+        """Trajectories as they finish. See `TrajectoryCollector.collect`."""
+        stream = self._collector.collect(self._engine, episodes, sampling, seed)
+        yield from self._loop.stream(stream)
+
+    def stats(self) -> dict[str, float]:
+        """`engine/*` and `env/*` counters since the start."""
+        pool = self._pool.stats()
+        engine = {f"engine/{name}": value for name, value in self._engine.stats().items()}
+        return engine | {"env/slots": pool.slots, "env/replacements": pool.replacements}
+
+    def close(self) -> None:
+        """Cancel what runs, then end engine and environment processes. May be called again."""
+        self._resources.close()
+
+    def _pool_config(self) -> PoolConfig:
+        """Every worker has a log folder of its own: slots are numbered from 0 in each."""
+        pool = self._config.env.pool
+        if pool.log_dir is None:
+            return pool
+        return replace(pool, log_dir=str(Path(pool.log_dir) / f"rollout_{self._rank:03d}"))
+
+    async def _wait_for_slots(self) -> None:
+        async with AsyncExitStack() as stack:
+            for _ in range(self._config.env.pool.slots_per_worker):
+                await stack.enter_async_context(self._pool.acquire())
+
+
+def check_environment(config: PPOConfig) -> None:
+    """Everything about the environment that can be known before a worker is started.
+
+    Raises:
+        UserError: unknown environment or option, something it needs is not installed, an empty
+            task list, no room for a prompt.
+    """
+    prompt_budget(config)
+    build_prompts(config)
+    with user_errors():
+        get_env_package(config.env.env_name).check()
+    for which in ("train", *config.env.val):
+        load_tasks(config, which)
+
+
+def load_tasks(config: PPOConfig, which: str) -> list[Task]:
+    """The task list `train` or one of `env.val`. Raises UserError when it is unknown or empty."""
+    lists = {**config.env.val, "train": config.env.train}
+    if which not in lists:
+        raise UserError(f"unknown task list '{which}'; available: {', '.join(sorted(lists))}")
+    with user_errors():
+        tasks = get_env_package(config.env.env_name).task_sets(lists[which])
+    if not tasks:
+        raise UserError(f"the task list '{which}' is empty; check the filters of env.{which}")
+    return tasks
+
+
+def build_prompts(config: PPOConfig) -> PromptBuilder:
+    """The environment's prompts. Raises UserError on an unknown environment, option or format."""
+    with user_errors():
+        package = get_env_package(config.env.env_name)
+        options = package.parse_options(config.env.options)
+        return package.prompts(options, config.env.action_format)
+
+
+def max_model_len(config: PPOConfig) -> int:
+    """Tokens of a prompt and its response that the engine has to hold."""
+    chosen = config.actor_rollout_ref.rollout.max_model_len
+    return chosen or config.data.max_prompt_length + config.data.max_response_length
+
+
+def prompt_budget(config: PPOConfig) -> int:
+    """Longest prompt that leaves room for a whole response. Raises UserError when there is none."""
+    room = max_model_len(config) - config.data.max_response_length
+    if room < 1:
+        raise UserError(
+            f"rollout.max_model_len={max_model_len(config)} leaves no room for a prompt beside "
+            f"data.max_response_length={config.data.max_response_length}; raise the first"
+        )
+    return min(room, config.data.max_prompt_length)
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """The core raises ValueError for wrong settings; the trainer prints UserError to the user."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from error
