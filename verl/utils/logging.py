@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,7 @@ class LoggedProgress:
     ) -> None:
         self._iterable = iterable
         self._description = description
-        self._total = len(iterable) if total is None and hasattr(iterable, "__len__") else total
+        self._total = len(iterable) if total is None and isinstance(iterable, Sized) else total
         self._pause = seconds_between_lines
         self._start = self._last_line = time.monotonic()
         self.n = 0

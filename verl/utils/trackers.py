@@ -187,12 +187,11 @@ class WandbTracker:
         import wandb
 
         self._wandb = wandb
-        mode = os.environ.get("WANDB_MODE")
-        if mode is None and "WANDB_API_KEY" not in os.environ:
+        offline = not (os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE"))
+        if offline:
             logger.info(
                 "WANDB_API_KEY is not set: wandb runs offline; `wandb sync` uploads it later"
             )
-            mode = "offline"
         self._run = wandb.init(
             project=run.project_name,
             name=run.experiment_name,
@@ -200,7 +199,7 @@ class WandbTracker:
             config=dict(run.config),
             id=run_id,
             resume="allow",
-            mode=mode,
+            mode="offline" if offline else None,  # None: as WANDB_MODE says, else online
         )
         # Our own step axis: wandb's may not go back, but a resumed run starts before its last step.
         self._run.define_metric(STEP_METRIC)

@@ -44,6 +44,7 @@ class Tracking:
                     f"unknown trainer.logger '{name}'; choose any of: {', '.join(TRACKERS)}"
                 )
         run = RunInfo(project_name, experiment_name, Path(run_dir), config or {}, resume_step)
+        run.run_dir.mkdir(parents=True, exist_ok=True)
         self._resume_ids = dict(resume_ids or {})
         self._not_scalar: set[str] = set()
         self._trackers: dict[str, Tracker] = {}
