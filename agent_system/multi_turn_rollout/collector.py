@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
@@ -66,7 +66,7 @@ class TrajectoryCollector:
 
     async def collect(
         self, policy: Policy, episodes: Sequence[Episode], sampling: SamplingParams, seed: int
-    ) -> AsyncIterator[Trajectory]:
+    ) -> AsyncGenerator[Trajectory, None]:
         """Yield every episode's trajectory as it finishes.
 
         The tokens do not depend on the number of slots or on the order of events: each request has
