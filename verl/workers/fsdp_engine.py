@@ -47,6 +47,9 @@ def init_distributed(runtime: WorkerRuntime) -> None:
         return
     if runtime.device == "cpu":
         torch.set_num_threads(runtime.cpu_threads)
+    else:
+        # Ray shows each worker its own GPU only, torchrun shows all of them
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     if "RANK" in os.environ:
         dist.init_process_group(runtime.backend)
     else:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,6 +14,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -122,6 +126,17 @@ def load_value_model(
     return model
 
 
+def save_causal_lm(config: ModelConfig, weights: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Write full, merged `weights` with the tokenizer as a Hugging Face folder."""
+    dtype = next(iter(weights.values())).dtype
+    model = load_causal_lm(replace(config, lora_rank=0), dtype, empty=True)
+    path = resolve_model_path(config.path, config.load_method)
+    with suppress(OSError):  # a folder without one has its end tokens in the model's config
+        model.generation_config = GenerationConfig.from_pretrained(path)
+    model.save_pretrained(folder, state_dict=dict(weights))
+    load_tokenizer(config).save_pretrained(folder)
+
+
 def resolve_dtype(name: str, auto: torch.dtype) -> torch.dtype:
     """float32 or bfloat16 by name; `auto` stands for the argument.
 
@@ -140,6 +155,12 @@ def resolve_attn_implementation(name: str, device: str) -> str:
         return name
     has_flash = device == "cuda" and importlib.util.find_spec("flash_attn") is not None
     return "flash_attention_2" if has_flash else "sdpa"
+
+
+def packs_rows(config: ModelConfig, device: str) -> bool:
+    """Whether a forward lays rows end to end: only flash-attention does that without waste."""
+    kernel = resolve_attn_implementation(config.attn_implementation, device)
+    return config.use_remove_padding and kernel == "flash_attention_2"
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

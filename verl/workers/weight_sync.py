@@ -6,17 +6,32 @@ bfloat16, which numpy lacks, survives.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+logger = logging.getLogger(__name__)
+
 # name -> (dtype such as "bfloat16", shape, the bytes as uint8)
 PackedWeights = Mapping[str, tuple[str, tuple[int, ...], np.ndarray]]
 
 _LORA_PREFIX = "base_model.model."
+
+
+class ObjectStoreSync:
+    """A `WeightSync` through Ray's shared-memory object store, also between nodes."""
+
+    def publish(self, state_dict: Mapping[str, Tensor], version: int) -> Any:
+        """Store the weights; returns their `ray.ObjectRef`, which keeps them alive."""
+        import ray
+
+        logger.debug("publishing weights of version %d", version)
+        return ray.put(pack_weights(state_dict))
 
 
 def pack_weights(state_dict: Mapping[str, Tensor]) -> PackedWeights:

@@ -1,0 +1,188 @@
+"""The policy of one data-parallel rank: log-probs and entropies, and the PPO update.
+
+Shapes: R rows of the rank, B rows of a micro-batch, T response positions, N active tokens, V
+vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tensordict import TensorDict
+from torch import Tensor
+
+from verl.config.actor import ActorConfig
+from verl.config.model import MicroBatchConfig
+from verl.trainer.ppo.core_algos import agg_loss, full_kl, get_policy_loss_fn, kl_penalty
+from verl.utils.errors import UserError
+from verl.workers.actor.reference import ReferencePolicy
+from verl.workers.forward import (
+    ForwardInputs,
+    active_logits,
+    policy_forward,
+    policy_statistics,
+)
+from verl.workers.fsdp_engine import FSDPEngine
+from verl.workers.interfaces import EntropyRegularizer
+from verl.workers.passes import LossOutput, MicroBatch, learn, measure
+
+POLICY_COLUMNS = (
+    "input_ids",
+    "attention_mask",
+    "response_mask",
+    "old_log_probs",
+    "advantages",
+)
+
+
+class DataParallelPPOActor:
+    """The loss is pg + kl_loss_coef * kl - entropy_coeff * entropy; a regulariser, where there is
+    one, takes the place of the entropy term."""
+
+    def __init__(
+        self,
+        config: ActorConfig,
+        engine: FSDPEngine,
+        *,
+        packed: bool = False,
+        regularizer: EntropyRegularizer | None = None,
+        reference: ReferencePolicy | None = None,
+    ) -> None:
+        """
+        Args:
+            packed: rows are laid end to end in a forward (needs flash-attention to be fast).
+            reference: needed for `kl_loss_type` full, which reads its whole distribution.
+
+        Raises:
+            UserError: unknown policy loss, or a KL loss without a reference.
+        """
+        self._config = config
+        self._engine = engine
+        self._packed = packed
+        self._regularizer = regularizer
+        self._reference = reference
+        self._full_kl = config.use_kl_loss and config.kl_loss_type == "full"
+        if self._full_kl and reference is None:
+            raise UserError("actor.kl_loss_type=full needs the reference policy on the actor")
+        try:
+            self._policy_loss = get_policy_loss_fn(config.policy_loss.loss_mode)
+        except ValueError as error:
+            raise UserError(f"actor.policy_loss.loss_mode: {error}") from error
+        self._columns = [*POLICY_COLUMNS]
+        if config.use_kl_loss and not self._full_kl:
+            self._columns.append("ref_log_prob")
+        if regularizer is not None:
+            self._columns.extend(regularizer.required_columns)
+
+    def compute_log_prob(
+        self, batch: TensorDict, config: MicroBatchConfig, temperature: float
+    ) -> dict[str, Tensor]:
+        """`log_probs` and `entropys` of the response tokens, (R, T) float32 on the CPU."""
+
+        def forward(inputs: ForwardInputs) -> dict[str, Tensor]:
+            statistics = policy_forward(self._engine.model, inputs, temperature)
+            return {"log_probs": statistics.log_prob_N, "entropys": statistics.entropy_N}
+
+        return measure(self._engine, batch, config, self._packed, forward)
+
+    def update_policy(self, batch: TensorDict, meta_info: Mapping[str, Any]) -> dict[str, float]:
+        """One optimiser step on a mini-batch; metrics of the whole of it, equal on all ranks.
+
+        `meta_info`: temperature, step_context, and the mini-batch's batch_num_tokens and
+        global_batch_size, by which every term is divided.
+        """
+        return learn(
+            self._engine,
+            batch.select(*self._columns),
+            self._micro_batch_config(),
+            self._packed,
+            lambda micro: self._loss(micro, meta_info),
+            prefix="actor",
+        )
+
+    def _micro_batch_config(self) -> MicroBatchConfig:
+        config = self._config
+        return MicroBatchConfig(
+            config.ppo_micro_batch_size_per_gpu,
+            config.use_dynamic_bsz,
+            config.ppo_max_token_len_per_gpu,
+        )
+
+    def _loss(self, micro: MicroBatch, meta_info: Mapping[str, Any]) -> LossOutput:
+        temperature = meta_info["temperature"]
+        # the reference first: with LoRA it is the same sharded model, whose backward comes next
+        reference_NV = self._reference.logits(micro.inputs) if self._full_kl else None
+        logits_NV = active_logits(self._engine.model, micro.inputs)
+        log_prob_BT, entropy_BT = policy_statistics(logits_NV, micro.inputs, temperature)
+
+        loss, metrics = self._policy_gradient(log_prob_BT, micro.columns, meta_info)
+        if self._config.use_kl_loss:
+            if self._full_kl:
+                kl_N = full_kl(logits_NV.float() / temperature, reference_NV.float() / temperature)
+                kl_BT = micro.inputs.to_rows(kl_N)
+            else:
+                kl_BT = kl_penalty(
+                    log_prob_BT, micro.columns["ref_log_prob"], self._config.kl_loss_type
+                )
+            kl_loss = self._mean(kl_BT, micro.columns, meta_info)
+            loss = loss + self._config.kl_loss_coef * kl_loss
+            metrics["actor/kl_loss"] = kl_loss.detach()
+        loss = self._add_entropy_term(loss, metrics, entropy_BT, micro.columns, meta_info)
+        metrics["actor/loss"] = loss.detach()
+        return LossOutput(loss, metrics)
+
+    def _policy_gradient(
+        self, log_prob_BT: Tensor, columns: TensorDict, meta_info: Mapping[str, Any]
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        loss, metrics = self._policy_loss(
+            columns["old_log_probs"],
+            log_prob_BT,
+            columns["advantages"],
+            columns["response_mask"],
+            self._config.loss_agg_mode,
+            self._config,
+            **self._normalizers(meta_info),
+        )
+        return loss, {**metrics, "actor/pg_loss": loss.detach()}
+
+    def _add_entropy_term(
+        self,
+        loss: Tensor,
+        metrics: dict[str, Tensor | float],
+        entropy_BT: Tensor,
+        columns: TensorDict,
+        meta_info: Mapping[str, Any],
+    ) -> Tensor:
+        """Without regulariser and coefficient the loss comes back untouched."""
+        entropy = self._mean(entropy_BT, columns, meta_info)
+        metrics["actor/entropy"] = entropy.detach()
+        if self._regularizer is not None:
+            names = self._regularizer.required_columns
+            term, parts = self._regularizer(
+                entropy_BT,
+                columns["response_mask"],
+                {name: columns[name] for name in names},
+                meta_info["step_context"],
+            )
+            metrics.update(parts)
+            return loss + term
+        if self._config.entropy_coeff != 0.0:
+            return loss - self._config.entropy_coeff * entropy
+        return loss
+
+    def _mean(self, value_BT: Tensor, columns: TensorDict, meta_info: Mapping[str, Any]) -> Tensor:
+        """This micro-batch's share of the mini-batch's mean."""
+        return agg_loss(
+            value_BT,
+            columns["response_mask"],
+            self._config.loss_agg_mode,
+            **self._normalizers(meta_info),
+        )
+
+    def _normalizers(self, meta_info: Mapping[str, Any]) -> dict[str, int | None]:
+        return {
+            "batch_num_tokens": meta_info["batch_num_tokens"],
+            "global_batch_size": meta_info["global_batch_size"],
+            "loss_scale_factor": self._config.loss_scale_factor,
+        }

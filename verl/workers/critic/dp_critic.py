@@ -1,0 +1,82 @@
+"""The value function of one data-parallel rank: values, and their update.
+
+Shapes: R rows of the rank, T response positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tensordict import TensorDict
+from torch import Tensor
+
+from verl.config.critic import CriticConfig
+from verl.config.model import MicroBatchConfig
+from verl.trainer.ppo.core_algos import agg_loss, compute_value_loss
+from verl.workers.forward import value_forward
+from verl.workers.fsdp_engine import FSDPEngine
+from verl.workers.passes import LossOutput, MicroBatch, learn, measure
+
+VALUE_COLUMNS = ("input_ids", "attention_mask", "response_mask", "values", "returns")
+
+
+class DataParallelPPOCritic:
+    """Predicts the return from each state, the state being all tokens before the response token."""
+
+    def __init__(self, config: CriticConfig, engine: FSDPEngine, *, packed: bool = False) -> None:
+        self._config = config
+        self._engine = engine
+        self._packed = packed
+        self._micro_batch = MicroBatchConfig(
+            config.ppo_micro_batch_size_per_gpu,
+            config.use_dynamic_bsz,
+            config.ppo_max_token_len_per_gpu,
+        )
+
+    def compute_values(self, batch: TensorDict) -> Tensor:
+        """(R, T) float32 on the CPU, 0 off the mask."""
+        values = measure(
+            self._engine,
+            batch,
+            self._micro_batch,
+            self._packed,
+            lambda inputs: {"values": value_forward(self._engine.model, inputs)},
+        )
+        return values["values"]
+
+    def update_critic(self, batch: TensorDict, meta_info: Mapping[str, Any]) -> dict[str, float]:
+        """One optimiser step on a mini-batch; metrics of the whole of it, equal on all ranks.
+
+        `meta_info`: the mini-batch's batch_num_tokens and global_batch_size.
+        """
+        return learn(
+            self._engine,
+            batch.select(*VALUE_COLUMNS),
+            self._micro_batch,
+            self._packed,
+            lambda micro: self._loss(micro, meta_info),
+            prefix="critic",
+        )
+
+    def _loss(self, micro: MicroBatch, meta_info: Mapping[str, Any]) -> LossOutput:
+        predicted_BT = value_forward(self._engine.model, micro.inputs)
+        mask_BT = micro.columns["response_mask"]
+        tokens = meta_info["batch_num_tokens"]
+        loss, clip_share = compute_value_loss(
+            predicted_BT,
+            micro.columns["returns"],
+            micro.columns["values"],
+            mask_BT,
+            self._config.cliprange_value,
+            self._config.loss_agg_mode,
+            batch_num_tokens=tokens,
+            global_batch_size=meta_info["global_batch_size"],
+        )
+        mean_value = agg_loss(predicted_BT.detach(), mask_BT, "token-mean", batch_num_tokens=tokens)
+        metrics = {
+            "critic/vf_loss": loss.detach(),
+            "critic/vf_clipfrac": clip_share,
+            "critic/vpred_mean": mean_value,
+        }
+        return LossOutput(loss, metrics)

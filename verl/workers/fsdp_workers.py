@@ -1,0 +1,202 @@
+"""The trainer's workers, one process a rank: policy with reference, and critic.
+
+Rows arrive as this rank's share of a batch; tensors go back on the CPU.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from verl.config.actor import ActorRolloutRefConfig
+from verl.config.critic import CriticConfig
+from verl.config.model import MicroBatchConfig
+from verl.protocol import DataProto
+from verl.single_controller.base.decorator import Dispatch, register
+from verl.single_controller.base.worker import Worker
+from verl.utils.logging import setup_logging
+from verl.workers.actor.dp_actor import DataParallelPPOActor
+from verl.workers.actor.reference import ReferencePolicy
+from verl.workers.critic.dp_critic import DataParallelPPOCritic
+from verl.workers.forward import ForwardInputs, policy_statistics
+from verl.workers.fsdp_engine import FSDPEngine
+from verl.workers.interfaces import EntropyRegularizer
+from verl.workers.model_loading import (
+    load_causal_lm,
+    load_value_model,
+    packs_rows,
+    resolve_dtype,
+    save_causal_lm,
+)
+from verl.workers.passes import measure
+from verl.workers.runtime import WorkerRuntime
+from verl.workers.weight_sync import ObjectStoreSync, merge_lora
+
+
+class EngineWorker(Worker):
+    """What policy and critic have in common: an engine that is stepped and saved."""
+
+    _engine: FSDPEngine
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def step_lr(self) -> float:
+        """Advance the schedule by one training step; returns the rate of the step that ended."""
+        return self._engine.step_lr()
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def save_checkpoint(self, path: str) -> None:
+        """See `FSDPEngine.save_checkpoint`."""
+        self._engine.save_checkpoint(Path(path))
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def load_checkpoint(self, path: str) -> None:
+        """See `FSDPEngine.load_checkpoint`."""
+        self._engine.load_checkpoint(Path(path))
+
+
+class ActorRolloutRefWorker(EngineWorker):
+    """The policy that is trained, its reference, and the source of the rollout engines' weights."""
+
+    def __init__(
+        self,
+        config: ActorRolloutRefConfig,
+        runtime: WorkerRuntime,
+        regularizer: EntropyRegularizer | None,
+        with_ref: bool,
+    ) -> None:
+        super().__init__()
+        setup_logging(worker=self.rank)
+        self._config = config
+        self._runtime = runtime
+        self._regularizer = regularizer
+        self._with_ref = with_ref
+        self._packed = packs_rows(config.model, runtime.device)
+        self._weight_sync = ObjectStoreSync()
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def init_model(self, total_training_steps: int) -> None:
+        """Build policy, optimiser and reference.
+
+        Raises:
+            UserError: the model is missing, or a setting of the actor is unknown.
+        """
+        actor, model = self._config.actor, self._config.model
+        load = partial(load_causal_lm, model)
+        self._engine = FSDPEngine(
+            load, actor.fsdp_config, self._runtime, actor.optim, total_training_steps
+        )
+        self._reference = None
+        if self._with_ref and model.lora_rank > 0:
+            self._reference = ReferencePolicy(self._engine, is_actor=True)
+        elif self._with_ref:
+            frozen = FSDPEngine(load, self._config.ref.fsdp_config, self._runtime)
+            self._reference = ReferencePolicy(frozen, is_actor=False)
+        self._actor = DataParallelPPOActor(
+            actor,
+            self._engine,
+            packed=self._packed,
+            regularizer=self._regularizer,
+            reference=self._reference,
+        )
+
+    @register(dispatch_mode=Dispatch.DP_COMPUTE_PROTO)
+    def compute_log_prob(self, data: DataProto) -> DataProto:
+        """`old_log_probs` and `entropys`, (R, T), of one forward; `meta_info`: temperature."""
+        rollout = self._config.rollout
+        micro_batch = MicroBatchConfig(
+            rollout.log_prob_micro_batch_size_per_gpu,
+            rollout.log_prob_use_dynamic_bsz,
+            rollout.log_prob_max_token_len_per_gpu,
+        )
+        result = self._actor.compute_log_prob(
+            data.batch, micro_batch, data.meta_info["temperature"]
+        )
+        return DataProto.from_dict(
+            {"old_log_probs": result["log_probs"], "entropys": result["entropys"]}
+        )
+
+    @register(dispatch_mode=Dispatch.DP_COMPUTE_PROTO)
+    def compute_ref_log_prob(self, data: DataProto) -> DataProto:
+        """`ref_log_prob`, (R, T); `meta_info`: temperature."""
+        ref = self._config.ref
+        micro_batch = MicroBatchConfig(
+            ref.log_prob_micro_batch_size_per_gpu,
+            ref.log_prob_use_dynamic_bsz,
+            ref.log_prob_max_token_len_per_gpu,
+        )
+
+        def forward(inputs: ForwardInputs) -> dict[str, torch.Tensor]:
+            logits_NV = self._reference.logits(inputs)
+            statistics = policy_statistics(logits_NV, inputs, data.meta_info["temperature"])
+            return {"ref_log_prob": statistics.log_prob_N}
+
+        engine = self._reference.engine
+        return DataProto.from_dict(measure(engine, data.batch, micro_batch, self._packed, forward))
+
+    @register(dispatch_mode=Dispatch.DP_COMPUTE_PROTO)
+    def update_actor(self, data: DataProto) -> DataProto:
+        """One optimiser step on a mini-batch; see `DataParallelPPOActor.update_policy`."""
+        metrics = self._actor.update_policy(data.batch, data.meta_info)
+        return DataProto(meta_info={"metrics": metrics})
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def publish_weights(self, version: int) -> list[Any]:
+        """Rank 0 returns [handle] of the merged weights in the engines' dtype, the others []."""
+        weights = self._full_weights()
+        if self._engine.rank != 0:
+            return []
+        auto = torch.bfloat16 if self._runtime.device == "cuda" else torch.float32
+        dtype = resolve_dtype(self._config.rollout.dtype, auto=auto)
+        converted = {name: tensor.to(dtype) for name, tensor in weights.items()}
+        return [self._weight_sync.publish(converted, version)]
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def export_hf(self, path: str) -> None:
+        """Write the merged policy and its tokenizer as a Hugging Face folder."""
+        weights = self._full_weights()
+        if self._engine.rank == 0:
+            save_causal_lm(self._config.model, weights, Path(path))
+
+    def _full_weights(self) -> dict[str, torch.Tensor]:
+        """On rank 0; empty on the others, which take part in gathering."""
+        model = self._config.model
+        scaling = model.lora_alpha / model.lora_rank if model.lora_rank > 0 else 0.0
+        return merge_lora(self._engine.full_state_dict(), scaling)
+
+
+class CriticWorker(EngineWorker):
+    """The value function."""
+
+    def __init__(self, config: CriticConfig, runtime: WorkerRuntime) -> None:
+        super().__init__()
+        setup_logging(worker=self.rank)
+        self._config = config
+        self._runtime = runtime
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def init_model(self, total_training_steps: int) -> None:
+        """Build the value model on the policy's trunk. Raises UserError when it is missing."""
+        config = self._config
+        self._engine = FSDPEngine(
+            partial(load_value_model, config.model),
+            config.model.fsdp_config,
+            self._runtime,
+            config.optim,
+            total_training_steps,
+        )
+        packed = packs_rows(config.model, self._runtime.device)
+        self._critic = DataParallelPPOCritic(config, self._engine, packed=packed)
+
+    @register(dispatch_mode=Dispatch.DP_COMPUTE_PROTO)
+    def compute_values(self, data: DataProto) -> DataProto:
+        """`values`, (R, T): of the state before each response token."""
+        return DataProto.from_dict({"values": self._critic.compute_values(data.batch)})
+
+    @register(dispatch_mode=Dispatch.DP_COMPUTE_PROTO)
+    def update_critic(self, data: DataProto) -> DataProto:
+        """One optimiser step on a mini-batch; see `DataParallelPPOCritic.update_critic`."""
+        metrics = self._critic.update_critic(data.batch, data.meta_info)
+        return DataProto(meta_info={"metrics": metrics})
