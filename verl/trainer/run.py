@@ -74,14 +74,7 @@ def training_run(config: PPOConfig, resolved: Any) -> Iterator[RayPPOTrainer]:
         workers = start_workers(
             config, world, plugin.regularizer if plugin else None, total_training_steps(config)
         )
-        tracker = Tracking(
-            config.trainer.project_name,
-            config.trainer.experiment_name,
-            config.trainer.logger,
-            config=resolved,
-            run_dir=run_dir,
-            resume_ids=tracker_ids(config),
-        )
+        tracker = start_tracker(config, resolved, run_dir)
         yield RayPPOTrainer(config, world, workers, plugin, tracker)
     finally:
         if workers is not None:
@@ -98,10 +91,19 @@ def load_plugin(config: PPOConfig) -> Plugin | None:
     return load_object(config.algorithm.entropy_plugin)(config.epo)
 
 
-def tracker_ids(config: PPOConfig) -> dict[str, Any] | None:
-    """A resumed run goes on in the same W&B run."""
+def start_tracker(config: PPOConfig, resolved: Any, run_dir: Path) -> Tracking:
+    """A resumed run goes on in the same files and the same W&B run, after the restored step."""
     folder = CheckpointStore(config.trainer).find()
-    return load_driver_state(folder)["tracker"] if folder is not None else None
+    state = load_driver_state(folder) if folder is not None else {"tracker": None, "step": None}
+    return Tracking(
+        config.trainer.project_name,
+        config.trainer.experiment_name,
+        config.trainer.logger,
+        config=resolved,
+        run_dir=run_dir,
+        resume_ids=state["tracker"],
+        resume_step=state["step"],
+    )
 
 
 def record_run(

@@ -61,6 +61,7 @@ class RayPPOTrainer:
         run = self.config.trainer
         self.restore()
         self.sync_weights()
+        self.timer = PhaseTimer()
         if self.step == 0 and run.val_before_train:
             self.track(self.validate())
         for _ in progress(range(self.step, self.total_steps), "training"):
@@ -72,7 +73,6 @@ class RayPPOTrainer:
 
     def train_step(self) -> None:
         """One rollout and the updates on it."""
-        self.timer = PhaseTimer()
         with self.timer("step"):
             trajectories = self.collect()
             batch = self.score(self.world.to_data_proto(trajectories))
@@ -82,9 +82,12 @@ class RayPPOTrainer:
             self.sync_weights()
         if self.is_due(self.config.trainer.test_freq):
             metrics |= self.validate()
+        self.track(metrics | self.batch_metrics(batch))
+        self.timer = PhaseTimer()
+        # Tracked first: a run that dies here repeats the step, it does not lose the line. The time
+        # of saving shows up in the next step.
         if self.is_due(self.config.trainer.save_freq):
             self.save()
-        self.track(metrics | self.batch_metrics(batch))
 
     def collect(self) -> list[Any]:
         """Play one batch of tasks. Trajectories lost to a broken environment are dropped whole."""
@@ -255,6 +258,7 @@ class RayPPOTrainer:
     def batch_metrics(self, batch: DataProto) -> dict[str, float]:
         """What the batch itself tells, and where the time went."""
         seconds = self.timer.seconds
+        batch.meta_info["global_token_num"] = batch.batch["attention_mask"].sum(-1).tolist()
         return {
             **compute_data_metrics(batch, use_critic=self.workers.critic is not None),
             **compute_timing_metrics(batch, seconds),

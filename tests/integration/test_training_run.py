@@ -1,0 +1,262 @@
+"""The trainer as a user runs it: real Ray, real ScienceWorld, a real model, real processes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import yaml
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+REPO = Path(__file__).parents[2]
+SMALL = [
+    "data.train_batch_size=2",
+    "env.rollout.n=2",
+    "env.pool.slots_per_worker=2",
+    "env.val={l1: {name: L1_test, tasks: [find-living-thing], max_tasks: 2}}",
+    "actor_rollout_ref.rollout.workers=1",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=2",
+    "algorithm.drop_zero_advantage_groups=false",
+    "trainer.n_gpus_per_node=1",
+]
+# What must not depend on whether a run was interrupted. Times and memory do.
+COMPARED = ("actor/", "critic/", "episode/success_rate", "epo/", "training/", "val/")
+
+
+def command(module: str, *overrides: str) -> list[str]:
+    return [sys.executable, "-m", f"verl.trainer.{module}", *overrides]
+
+
+def train(folder: Path, *overrides: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        train_command(folder, *overrides),
+        cwd=folder.parent,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env=environment(),
+    )
+
+
+def train_command(folder: Path, *overrides: str) -> list[str]:
+    run = f"trainer.default_local_dir={folder}"
+    return command("main_ppo", "--config-name", "quickstart", run, *SMALL, *overrides)
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(REPO), "WANDB_MODE": "offline"}
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def of_step(folder: Path, step: int) -> dict[str, float]:
+    """The tracked numbers of one training step that do not depend on the clock."""
+    (row,) = [
+        m for m in metrics(folder) if m["training/global_step"] == step and "actor/pg_loss" in m
+    ]
+    return {k: v for k, v in row.items() if k.startswith(COMPARED)}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """Three uninterrupted steps of GRPO with EPO, a checkpoint at step 2 and at the end."""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    done = train(
+        folder,
+        "trainer.total_training_steps=3",
+        "trainer.save_freq=2",
+        "trainer.logger=[console,file,tensorboard,wandb]",
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    (folder / "console.txt").write_text(done.stderr + done.stdout)
+    return folder
+
+
+def test_a_run_leaves_everything_a_user_needs(finished):
+    for name in ("config.yaml", "environment.json", "metrics.jsonl", "run.log"):
+        assert (finished / name).stat().st_size > 0, name
+    assert list(finished.glob("**/*.png")), "no curves"
+    assert (finished / "latest_checkpointed_iteration.txt").read_text().strip() == "3"
+    assert sorted(p.name for p in finished.glob("global_step_*")) == [
+        "global_step_2",
+        "global_step_3",
+    ]
+    recorded = json.loads((finished / "environment.json").read_text())
+    assert recorded["packages"]["torch"] and recorded["validation_sets"]["l1"]["n"] == 2
+    assert yaml.safe_load((finished / "config.yaml").read_text())["epo"]["enable"] is True
+    assert list((finished / "rollouts").glob("train_*.jsonl"))
+
+
+def test_every_step_is_tracked_once_with_the_promised_metrics(finished):
+    steps = [m["training/global_step"] for m in metrics(finished) if "actor/pg_loss" in m]
+    assert steps == [1, 2, 3]
+    last = (
+        metrics(finished)[-2] if "actor/pg_loss" in metrics(finished)[-2] else metrics(finished)[-1]
+    )
+    names = set().union(*metrics(finished))
+    for name in (
+        "epo/beta",
+        "epo/lower",
+        "epo/upper",
+        "epo/share_above",
+        "epo/share_below",
+        "epo/penalty",
+        "epo/entropy_turn/0",
+        "actor/grad_norm",
+        "actor/lr",
+        "episode/success_rate",
+        "timing_s/collect",
+        "timing_s/update_actor",
+        "val/l1/sampled/success_rate",
+        "val/l1/greedy/success_low",
+        "perf/throughput",
+    ):
+        assert name in names, name
+    assert last["training/global_step"] == 3
+
+
+def test_rollouts_tell_what_was_played(finished):
+    lines = (finished / "rollouts" / "train_1.jsonl").read_text().splitlines()
+    assert len(lines) == 4  # 2 tasks, groups of 2
+    first = json.loads(lines[0])
+    assert first["turns"] and {"success", "score"} <= set(first)
+
+
+def test_an_interrupted_run_continues_with_the_same_numbers(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "global_step_3")
+    (folder / "latest_checkpointed_iteration.txt").write_text("2")
+    done = train(folder, "trainer.total_training_steps=3", "trainer.save_freq=2")
+    assert done.returncode == 0, done.stderr[-4000:]
+    expected, resumed = of_step(finished, 3), of_step(folder, 3)
+    assert resumed == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_a_killed_run_resumes_and_leaves_no_process(tmp_path):
+    folder = tmp_path / "run"
+    options = (
+        "trainer.total_training_steps=4",
+        "trainer.save_freq=1",
+        "trainer.val_before_train=false",
+        "trainer.val_after_train=false",
+    )
+    process = subprocess.Popen(
+        train_command(folder, *options),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for(lambda: (folder / "global_step_2").exists(), 300)
+    children = psutil.Process(process.pid).children(recursive=True)
+    simulators = [
+        p for p in children if "java" in p.name() or "environments.worker" in " ".join(p.cmdline())
+    ]
+    assert simulators
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    wait_for(lambda: not any(p.is_running() and p.status() != "zombie" for p in children), 60)
+    done = train(folder, *options)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert [m["training/global_step"] for m in metrics(folder)] == [1, 2, 3, 4]
+
+
+def wait_for(condition, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.2)
+
+
+def test_an_evaluation_repeats_the_last_validation(finished):
+    checkpoint = f"checkpoint={finished / 'global_step_3'}"
+    done = subprocess.run(
+        command("main_eval", checkpoint),
+        cwd=finished,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    (result,) = finished.glob("eval_*/eval.json")
+    validated = {k: v for m in metrics(finished)[-2:] for k, v in m.items() if k.startswith("val/")}
+    assert json.loads(result.read_text()) == pytest.approx(validated)
+    assert "95% interval" in done.stderr + done.stdout
+
+
+def test_an_export_is_a_plain_folder_of_the_trained_weights(finished, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    target = tmp_path / "exported"
+    done = subprocess.run(
+        command("main_export", f"checkpoint={finished / 'global_step_3'}", f"output={target}"),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    trained = AutoModelForCausalLM.from_pretrained(target)
+    start = AutoModelForCausalLM.from_pretrained(REPO / "examples" / "small_policy" / "model")
+    assert AutoTokenizer.from_pretrained(target).chat_template
+    moved = [
+        not torch.equal(a, b) for a, b in zip(trained.parameters(), start.parameters(), strict=True)
+    ]
+    assert any(moved)
+
+
+def test_ppo_with_critic_reference_and_turn_rows(tmp_path):
+    folder = tmp_path / "run"
+    done = train(
+        folder,
+        "algo=ppo",
+        "env.context.kind=turn",
+        "trainer.total_training_steps=2",
+        "actor_rollout_ref.actor.use_kl_loss=true",
+        "algorithm.use_kl_in_reward=true",
+        "trainer.critic_warmup=1",
+        "trainer.n_gpus_per_node=2",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=8",
+        "critic.ppo_mini_batch_size=8",
+        "trainer.val_before_train=false",
+        "trainer.val_after_train=false",
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    first, second = metrics(folder)
+    assert "critic/vf_loss" in first and "actor/pg_loss" not in first  # critic warm-up
+    assert "actor/kl_loss" in second and "actor/reward_kl_penalty" in second
+    assert "epo/entropy" in second
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["trainer.totl_training_steps=3"], ["totl_training_steps", "total_training_steps"]),
+        (["actor_rollout_ref.model.path=/no/such/model"], ["/no/such/model"]),
+        (["env.env_name=sciworld/Nowhere"], ["sciworld/Nowhere", "sciworld/SciWorldEnv"]),
+        (["env.train.name=L9_train"], ["L9_train"]),
+        (["algorithm.adv_estimator=grop"], ["grop", "grpo"]),
+        (["trainer.logger=[consol]"], ["consol", "console"]),
+        (["trainer.n_gpus_per_node=4000"], ["4000"]),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(tmp_path, overrides, words):
+    done = train(tmp_path / "run", *overrides)
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+    assert not (tmp_path / "run").exists()
