@@ -1,0 +1,147 @@
+"""Start-up checks: every refusal names the value and the remedy."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from functools import cache
+from operator import attrgetter
+
+import pytest
+
+from verl.config.checks import CHOICES, RANGES, check_values
+from verl.config.compose import compose_config
+from verl.config.machine import Machine, check_machine
+from verl.utils.errors import UserError
+
+ROOMY = Machine(cores=64, memory_gb=512.0, gpus=8)
+SMALL = Machine(cores=2, memory_gb=8.0, gpus=0)
+
+
+@cache
+def config(*overrides, preset="ppo_trainer"):
+    mini = ["actor_rollout_ref.actor.ppo_mini_batch_size=64", "critic.ppo_mini_batch_size=16"]
+    return compose_config(["actor_rollout_ref.model.path=m", *mini, *overrides], preset)[1]
+
+
+def with_value(key, value):
+    """The default configuration with one value changed after composing."""
+    changed = deepcopy(config())
+    parent, _, name = key.rpartition(".")
+    assert hasattr(attrgetter(parent)(changed), name)
+    setattr(attrgetter(parent)(changed), name, value)
+    return changed
+
+
+@pytest.mark.parametrize("preset", ["ppo_trainer", "launch", "quickstart"])
+def test_presets_pass(preset):
+    check_values(config(preset=preset))
+
+
+@pytest.mark.parametrize("algo", ["ppo", "grpo"])
+@pytest.mark.parametrize("epo", ["off", "sciworld", "alfworld", "two_sided", "published"])
+def test_combinations_of_presets_pass(algo, epo):
+    check_values(config(f"algo={algo}", f"epo={epo}", "data.train_batch_size=64"))
+
+
+@pytest.mark.parametrize("key", CHOICES)
+def test_unknown_names_are_refused_with_the_choices(key):
+    is_list = isinstance(attrgetter(key)(config()), list)
+    with pytest.raises(UserError, match=f"{key}=nonsense is unknown.*{CHOICES[key][0]}"):
+        check_values(with_value(key, ["nonsense"] if is_list else "nonsense"))
+
+
+@pytest.mark.parametrize("key", RANGES)
+def test_values_below_the_range_are_refused(key):
+    with pytest.raises(UserError, match=f"{key}=-3.* makes no sense; it has to be"):
+        check_values(with_value(key, -3))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        # trajectory context: 4 tasks * 8 episodes = 32 rows, fewer than a mini-batch of 64
+        (["data.train_batch_size=4"], "ppo_mini_batch_size=64 is more than the 32 rows.*to 32"),
+        (["algo=ppo", "data.train_batch_size=32"], "ppo_mini_batch_size=64 is more than the 32"),
+        (
+            ["env.rollout.n=1", "data.train_batch_size=64"],
+            "=grpo compares.*to at least 2",
+        ),
+        (["algorithm.adv_estimator=grop"], "adv_estimator=grop is unknown; available: .*grpo"),
+        (["algorithm.adv_estimator=remax"], "remax needs reward_baselines"),
+        (["actor_rollout_ref.actor.policy_loss.loss_mode=x"], "loss_mode=x is unknown.*vanilla"),
+        # 2048 + 512 = 2560
+        (["actor_rollout_ref.rollout.max_model_len=2000"], "max_model_len=2000 .*2560"),
+        (["actor_rollout_ref.actor.clip_ratio_c=1.0"], "clip_ratio_c=1.0"),
+        (["trainer.critic_warmup=2"], "critic_warmup=2 needs a critic"),
+        (
+            ["algo=ppo", "data.train_batch_size=64", "trainer.critic_warmup=30"],
+            "critic_warmup=30 leaves the actor no step out of 30",
+        ),
+        (["trainer.resume_mode=resume_path"], "needs trainer.resume_from_path"),
+        (["trainer.test_freq=0"], "test_freq=0 makes no sense; use -1"),
+        (["~env.val.l0", "~env.val.l1"], "no validation set in env.val"),
+        (
+            ["epo=sciworld", "actor_rollout_ref.actor.entropy_coeff=0.01"],
+            "entropy_coeff=0.01; set that to 0.*epo.entropy_coeff",
+        ),
+        (["epo=sciworld", "epo.penalty=abs"], "unknown epo.penalty 'abs'"),
+        (["epo=sciworld", "epo.kappa_l=3"], "kappa_l=3.0 is above epo.kappa_r=2.0"),
+    ],
+)
+def test_disagreements_are_refused(overrides, message):
+    with pytest.raises(UserError, match=message):
+        check_values(config(*overrides))
+
+
+def test_a_run_without_validation_needs_no_validation_set():
+    off = ["trainer.val_before_train=false", "trainer.val_after_train=false"]
+    check_values(config("~env.val.l0", "~env.val.l1", *off))
+
+
+def test_turn_context_allows_any_mini_batch():
+    # the number of rows is only known after the rollout
+    check_values(config("env.context.kind=turn", "data.train_batch_size=2"))
+
+
+def test_quickstart_fits_two_cores_and_eight_gigabytes():
+    check_machine(config(preset="quickstart"), "cpu", SMALL)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "device", "machine", "message"),
+    [
+        (["trainer.n_gpus_per_node=4"], "cuda", SMALL, "torch sees 0 GPUs.*trainer.device=cpu"),
+        (["trainer.n_gpus_per_node=16"], "cuda", ROOMY, "torch sees 8 GPUs.*lower it to 8"),
+        (["trainer.n_gpus_per_node=8"], "cpu", SMALL, "8 workers.* 2 cores; lower it to 2"),
+        (["actor_rollout_ref.rollout.workers=5"], "cpu", SMALL, "rollout.workers asks for 5"),
+        # 1 training worker + 1 rollout worker + 1 for the driver = 3
+        (["ray_kwargs.ray_init.num_cpus=2"], "cpu", ROOMY, "num_cpus=2 is less .* 3 processes"),
+        # 2 workers * 0.5 GB + 40 slots * 0.25 GB = 11 GB
+        (["env.pool.slots_per_worker=40"], "cpu", SMALL, "about 11.0 GB, but 8.0 GB are free"),
+        (["actor_rollout_ref.rollout.name=vllm"], "cuda", ROOMY, "vllm is not available"),
+    ],
+)
+def test_machine_too_small(overrides, device, machine, message):
+    with pytest.raises(UserError, match=message):
+        check_machine(config(*overrides), device, machine)
+
+
+def test_model_weights_count_towards_memory(tmp_path):
+    # 100 MB of weights: * (4 trained + 1 in the engine) = 0.5 GB, and 2 workers * 0.5 + 8 * 0.25 = 3
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with open(tmp_path / "model.safetensors", "wb") as file:
+        file.truncate(100_000_000)
+    model = f"actor_rollout_ref.model.path={tmp_path}"
+    check_machine(config(model), "cpu", Machine(cores=2, memory_gb=3.6, gpus=0))
+    with pytest.raises(UserError, match=r"about 3\.5 GB"):
+        check_machine(config(model), "cpu", Machine(cores=2, memory_gb=3.4, gpus=0))
+
+
+def test_a_cluster_is_not_measured_by_this_machine():
+    cluster = config("ray_kwargs.ray_init.address=auto", "trainer.n_gpus_per_node=16")
+    check_machine(cluster, "cuda", SMALL)
+
+
+def test_rollout_workers_are_spread_over_nodes():
+    spread = config("actor_rollout_ref.rollout.workers=4", "trainer.nnodes=2")
+    check_machine(spread, "cpu", Machine(cores=2, memory_gb=100.0, gpus=0))
