@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -36,8 +37,8 @@ def compose_config(
             mandatory value, or an override that cannot be parsed.
     """
     schemas = load_schemas()
-    register_schemas(schemas["env"], schemas["epo"])
-    _check_name("config name", config_name, CONFIG_DIR)
+    if config_name not in (names := _presets(CONFIG_DIR)):
+        raise UserError(f"unknown config name '{config_name}'; available: {', '.join(names)}")
     keys = ConfigKeys(schemas)
     normalized = [keys.normalize(override) for override in translate_overrides(overrides)]
     try:
@@ -51,15 +52,18 @@ def compose_config(
     return config, typed
 
 
+@cache
 def load_schemas() -> dict[str, type]:
-    """The dataclasses of the keys that belong to other packages."""
-    return {"env": load_object(ENV_SCHEMA), "epo": load_object(EPO_SCHEMA)}
+    """The dataclasses of the keys that belong to other packages, made known to Hydra."""
+    schemas = {"env": load_object(ENV_SCHEMA), "epo": load_object(EPO_SCHEMA)}
+    register_schemas(schemas["env"], schemas["epo"])
+    return schemas
 
 
-def _check_name(kind: str, name: str, folder: Path) -> None:
-    names = sorted(path.stem for path in folder.glob("*.yaml"))
-    if name not in names:
-        raise UserError(f"unknown {kind} '{name}'; available: {', '.join(names)}")
+def _presets(folder: Path) -> list[str]:
+    """Names of the presets of a group; those of main_sft have a schema of their own."""
+    names = (path.stem for path in folder.glob("*.yaml"))
+    return sorted(name for name in names if not name.startswith("sft_"))
 
 
 def _explain(error: Exception, keys: ConfigKeys) -> str:
@@ -75,7 +79,6 @@ def _explain(error: Exception, keys: ConfigKeys) -> str:
     if re.match(r"Key '.*' (is )?not in ", reason):
         return f"unknown key '{key}'{keys.suggest(key)}"
     if choice := re.search(r"Could not find '(\w+)/(.+)'", reason):
-        folder = CONFIG_DIR / choice[1]
-        names = sorted(path.stem for path in folder.glob("*.yaml"))
-        return f"unknown {choice[1]} preset '{choice[2]}'; available: {', '.join(names)}"
+        names = ", ".join(_presets(CONFIG_DIR / choice[1]))
+        return f"unknown {choice[1]} preset '{choice[2]}'; available: {names}"
     return f"{key}: {reason}; give a value of the type in docs/configuration.md" if key else reason

@@ -127,7 +127,7 @@ def test_machine_too_small(overrides, device, machine, message):
 
 
 def test_model_weights_count_towards_memory(tmp_path):
-    # 100 MB of weights: * (4 trained + 1 in the engine) = 0.5 GB, and 2 workers * 0.5 + 8 * 0.25 = 3
+    # 0.1 GB of weights * (4 trained + 1 in the engine) + 2 workers * 0.5 + 8 slots * 0.25 = 3.5
     (tmp_path / "model.safetensors").write_bytes(b"")
     with open(tmp_path / "model.safetensors", "wb") as file:
         file.truncate(100_000_000)
