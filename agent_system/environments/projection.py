@@ -7,7 +7,7 @@ import re
 from agent_system.types import ParsedAction
 
 MAX_COMMAND_CHARS = 256  # no environment has a longer command; more is prose
-_ACTION = re.compile(r"<action>(.*?)</action>", re.DOTALL | re.IGNORECASE)
+_ACTION_TAG = re.compile(r"(</?action>)", re.IGNORECASE)
 _THINK_OPEN = re.compile(r"<think>", re.IGNORECASE)
 _THINK_CLOSE = re.compile(r"</think>", re.IGNORECASE)
 _DECORATION = " \t`'\"*"
@@ -23,15 +23,25 @@ def parse_think_action(response: str) -> ParsedAction:
     """
     closes = list(_THINK_CLOSE.finditer(response))
     opens = _THINK_OPEN.findall(response)
-    actions = _ACTION.findall(_after_reasoning(response, closes))
-    command = clean_command(actions[0]) if actions else ""
-    is_valid = len(closes) == 1 and len(opens) <= 1 and len(actions) == 1 and command != ""
+    # [text, tag, text, tag, ..]: linear, also in a text of thousands of opening tags
+    parts = _ACTION_TAG.split(_after_reasoning(response, closes))
+    command = clean_command(_first_action(parts))
+    has_one_action = len(parts) == 5  # text, <action>, command, </action>, text
+    is_valid = len(closes) == 1 and len(opens) <= 1 and has_one_action and command != ""
     return ParsedAction(command, is_valid)
 
 
 def _after_reasoning(response: str, closes: list[re.Match[str]]) -> str:
     rest = response[closes[-1].end() :] if closes else response
     return _THINK_OPEN.split(rest)[0]  # reasoning that never ends hides the rest
+
+
+def _first_action(parts: list[str]) -> str:
+    """What stands between the first opening tag that a closing one follows, and that one."""
+    for before, inner, after in zip(parts[1::2], parts[2::2], parts[3::2], strict=False):
+        if before.lower() == "<action>" and after.lower() == "</action>":
+            return inner
+    return ""
 
 
 def parse_plain(response: str) -> ParsedAction:

@@ -11,12 +11,13 @@ import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from agent_system.config import PoolConfig
 from agent_system.types import Observation, StepResult, Task
 
 MIN_START_WAIT_S = 1.0
+PROCESS_ENDED = "its process ended"
 
 
 class EnvWorkerError(RuntimeError):
@@ -38,6 +39,10 @@ class EnvSlot:
         self._options = options
         self._config = config
         self._process: subprocess.Popen | None = None
+        self._connection: Connection
+        self._launched_at = 0.0
+        self._is_ready = False
+        self._last_request = 0
         self._task: Task | None = None
         self._waits_for: tuple[str, float] | None = None
 
@@ -46,7 +51,8 @@ class EnvSlot:
     def launch(self) -> None:
         """Start a fresh process in this slot, ending the previous one."""
         self.kill()
-        self.failure, self._task, self._last_request, self._is_ready = None, None, 0, False
+        self.failure, self._task = None, None
+        self._is_ready, self._last_request = False, 0
         ours, theirs = socket.socketpair()
         with theirs, self._open_log() as log:
             self._process = subprocess.Popen(
@@ -62,15 +68,16 @@ class EnvSlot:
         self._connection = Connection(ours.detach())
         self._connection.send((self._make_env, self._options))
 
-    def kill(self) -> None:
-        """End the process and everything it started. Harmless when there is none."""
+    def kill(self) -> int | None:
+        """End the process and everything it started; its exit code. Harmless when there is none."""
         if self._process is None:
-            return
+            return None
         # Before wait(): while the process is not reaped, its group id cannot be taken by others.
         os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        exit_code = self._process.wait()
         self._connection.close()
         self._process = None
+        return exit_code
 
     @property
     def pid(self) -> int | None:
@@ -126,7 +133,7 @@ class EnvSlot:
         try:
             self._connection.send((self._last_request, method, kwargs))
         except OSError:
-            self._fail(method, f"its process ended with exit code {self._exit_code()}")
+            self._fail(method, PROCESS_ENDED)
         return await self._answer(method, limit_s)
 
     async def _answer(self, method: str, limit_s: float) -> Any:
@@ -137,7 +144,7 @@ class EnvSlot:
         except TimeoutError:
             self._fail(method, f"no answer within {limit_s:.0f} s")
         except (EOFError, OSError):
-            self._fail(method, f"its process ended with exit code {self._exit_code()}")
+            self._fail(method, PROCESS_ENDED)
         finally:
             self._waits_for = None
         if kind == "error":
@@ -152,18 +159,15 @@ class EnvSlot:
             if reply_id == request_id:
                 return kind, value
 
-    def _fail(self, method: str, reason: str) -> None:
+    def _fail(self, method: str, reason: str) -> NoReturn:
+        exit_code = self.kill()
+        if reason == PROCESS_ENDED:
+            reason = f"{PROCESS_ENDED} with exit code {exit_code}"
         log = f"; its output is in {self._log_path()}" if self._config.log_dir else ""
         self.failure = (
             f"environment slot {self.index} failed at {method} of {self._task_key()}: {reason}{log}"
         )
         raise EnvWorkerError(self.failure)
-
-    def _exit_code(self) -> int | None:
-        try:
-            return self._process.wait(timeout=1.0) if self._process else None
-        except subprocess.TimeoutExpired:
-            return None
 
     def _task_key(self) -> str:
         return self._task.key if self._task else "no task yet"

@@ -5,12 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+PRESETS = (
+    "easy",
+    "teleportAction",
+    "openDoors",
+    "openContainers",
+    "selfWateringFlowerPots",
+    "noElectricalAction",
+)
+MIN_HEAP_MB = 64
+
 
 @dataclass(frozen=True)
 class SciWorldOptions:
     """What the game looks like; one simulator per process.
 
-    `simplification`: comma-separated presets of the simulator ("easy", or "" for the full game).
+    `simplification`: presets of the simulator, comma-separated; "" is the full game, "easy" all but
+    openContainers (with electrical actions in the tasks that need them).
     `jvm_heap_mb`: heap limit of the simulator in MiB; 256 is enough for all 30 tasks.
     `observation`: `full` is the simulator's text. `compact` lists rooms as "room : item , item",
     sorted, without doors, articles and the contents of containers (see `text.py`); a teleport
@@ -27,3 +38,18 @@ class SciWorldOptions:
     teleport_look: bool = False
     admissible_actions: bool = False
     rename: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError on an unknown preset or a heap too small to start."""
+        for preset in self.presets:
+            if preset not in PRESETS:
+                raise ValueError(
+                    f"unknown simplification '{preset}'; available: {', '.join(PRESETS)}"
+                )
+        if self.jvm_heap_mb < MIN_HEAP_MB:
+            raise ValueError(f"jvm_heap_mb={self.jvm_heap_mb}; the simulator needs {MIN_HEAP_MB}")
+
+    @property
+    def presets(self) -> frozenset[str]:
+        """The simplifications one by one."""
+        return frozenset(filter(None, self.simplification.split(",")))

@@ -24,16 +24,15 @@ Time: wait lets ten steps pass, wait1 a single one
 If a command could mean several things, the observation is a numbered list: answer with the \
 number."""
 TELEPORT = ", teleport to PLACE (any place, at once)"
-ELECTRICITY = "\nElectricity: connect OBJECT to OBJECT, disconnect OBJECT"
+ELECTRICITY = "\nElectricity (in electrical tasks): connect OBJECT to OBJECT, disconnect OBJECT"
 
 
 def sciworld_prompts(
     options: SciWorldOptions, action_format: ActionFormatConfig
 ) -> TextPrompts | PlainPrompts:
     """The prompt builder for these settings: only commands that they leave in are named."""
-    presets = options.simplification.split(",")
     rules = RULES.format(
-        teleport=TELEPORT if {"easy", "teleportAction"} & set(presets) else "",
-        electricity="" if {"easy", "noElectricalAction"} & set(presets) else ELECTRICITY,
+        teleport=TELEPORT if options.presets & {"easy", "teleportAction"} else "",
+        electricity="" if "noElectricalAction" in options.presets else ELECTRICITY,
     )
     return make_prompts(rules, action_format)

@@ -39,6 +39,10 @@ def check_installed() -> None:
     find_java()
 
 
+def _is_electrical(task_name: str) -> bool:
+    return "power-component" in task_name or "conductivity" in task_name
+
+
 def _writable_folder() -> str:
     """Where the simulator drops a table of its type ids, which it writes but never reads."""
     folder = Path(tempfile.gettempdir()) / f"scienceworld-{os.getuid()}"
@@ -82,13 +86,18 @@ class Simulator:
         """Put the game at the start of this task's variation.
 
         `load` resets too, and `reset` alone gives the same clean state: one of them is enough.
-        Raises ValueError when the simulator knows no such task or variation.
+        Raises ValueError when there is no such task or variation, or it cannot be solved so.
         """
         wanted = (task_name, variation, simplification)
         if wanted == self._loaded:
             self._server.reset()
             return
         self._check_task(task_name, variation)
+        if "noElectricalAction" in simplification and _is_electrical(task_name):
+            raise ValueError(
+                f"'{task_name}' cannot be solved without electrical actions; use the "
+                "simplification 'easy', which keeps them where they are needed"
+            )
         self._server.load(task_name, variation, simplification, False)
         self._loaded = wanted
 

@@ -1,0 +1,376 @@
+"""The pool, with a scripted environment in real processes: speed, failures, no orphans."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import psutil
+import pytest
+
+from agent_system.config import PoolConfig
+from agent_system.environments.pool import EnvPool, EnvPoolError, EnvWorkerError
+from agent_system.types import Task
+
+ENV_NAME = "scripted_env:PACKAGE"
+MODULE = '''
+import os, subprocess, sys, time
+from dataclasses import dataclass
+from agent_system.environments.registry import EnvPackage
+
+@dataclass(frozen=True)
+class Options:
+    boot: str = "ok"
+
+class ScriptedEnv:
+    """Its actions are small programs."""
+
+    def reset(self, *, seed, options):
+        if options["task"]["name"] == "broken":
+            raise ValueError("no such task")
+        self.task, self.steps = options["task"], 0
+        return f"start {self.task['name']} {seed}", {"admissible_actions": ["a", "b"], "score": 0}
+
+    def step(self, action):
+        self.steps += 1
+        verb, _, argument = action.partition(" ")
+        text = getattr(self, verb)(argument)
+        return text, 1.0, verb == "win", False, {"score": self.steps, "success": verb == "win"}
+
+    def echo(self, text): return text
+    def win(self, text): return "won"
+    def sleep(self, text): time.sleep(float(text)); return f"slept {text}"
+    def die(self, text): print("last words", flush=True); os._exit(3)
+    def fail(self, text): raise RuntimeError("the simulator says no")
+    def child(self, text): return str(subprocess.Popen(["sleep", "1000"]).pid)
+    def modules(self, text): return " ".join(sorted({m.partition(".")[0] for m in sys.modules}))
+    def close(self): pass
+
+def make_env(options):
+    if options.boot == "fail":
+        raise RuntimeError("no simulator here")
+    if options.boot == "hang":
+        time.sleep(1000)
+    return ScriptedEnv()
+
+PACKAGE = EnvPackage("scripted", "scripted_env:make_env", Options, None, None, lambda: None)
+'''
+
+
+@pytest.fixture
+def make_pool(tmp_path, monkeypatch):
+    """Builds pools of the scripted environment and closes them at the end."""
+    (tmp_path / "scripted_env.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "scripted_env", raising=False)
+    pools = []
+
+    def make(slots=1, options=None, **config):
+        config = PoolConfig(slots_per_worker=slots, **config)
+        pools.append(EnvPool(ENV_NAME, options or {}, config))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        pool.close()
+
+
+def task(name="t", seed=0):
+    return Task(name, {}, seed)
+
+
+async def play(pool, *actions, of=None):
+    """The last answer of an episode."""
+    async with pool.acquire() as env:
+        result, _ = await env.reset(of or task())
+        for action in actions:
+            result = await env.step(action)
+        return result
+
+
+def test_an_episode(make_pool):
+    async def episode():
+        async with pool.acquire() as env:
+            observation, info = await env.reset(task("find", seed=5))
+            return observation, info, await env.step("echo hello"), await env.step("win")
+
+    pool = make_pool()
+    observation, info, step, last = asyncio.run(episode())
+    assert observation.text == "start find 5"
+    assert observation.admissible_actions == ("a", "b")
+    assert info == {"score": 0}
+    assert (step.observation.text, step.reward, step.terminated) == ("hello", 1.0, False)
+    assert (last.terminated, last.info) == (True, {"score": 2, "success": True})
+
+
+def test_more_episodes_than_slots_share_them(make_pool):
+    async def episode(number):
+        nonlocal running, most
+        async with pool.acquire() as env:
+            running += 1
+            most = max(most, running)
+            await env.reset(task())
+            text = (await env.step(f"echo {number}")).observation.text
+            running -= 1
+            return text
+
+    async def all_episodes():
+        return await asyncio.gather(*(episode(number) for number in range(20)))
+
+    running, most = 0, 0
+    pool = make_pool(slots=2)
+    assert asyncio.run(all_episodes()) == [str(number) for number in range(20)]
+    assert most <= 2
+    assert pool.stats().busy == 0
+
+
+def test_waiting_for_an_environment_leaves_the_loop_free(make_pool):
+    async def count_while_sleeping():
+        async with pool.acquire() as env:
+            await env.reset(task())
+            step = asyncio.create_task(env.step("sleep 0.5"))
+            ticks = 0
+            while not step.done():
+                await asyncio.sleep(0.01)
+                ticks += 1
+            return ticks
+
+    pool = make_pool()
+    assert asyncio.run(count_while_sleeping()) >= 10
+
+
+def test_each_rollout_may_have_an_event_loop_of_its_own(make_pool):
+    pool = make_pool()
+    for number in range(3):
+        assert asyncio.run(play(pool, f"echo {number}")).observation.text == str(number)
+
+
+@pytest.mark.parametrize(
+    ("action", "reason"),
+    [
+        ("die", "its process ended with exit code 3"),
+        ("sleep 30", "no answer within 1 s"),
+        ("fail", "RuntimeError: the simulator says no"),
+    ],
+)
+def test_a_failure_costs_its_own_episode_only(make_pool, action, reason):
+    async def both():
+        broken = asyncio.create_task(play(pool, action, of=task("unlucky")))
+        healthy = asyncio.create_task(play(pool, "sleep 0.2", "echo fine", of=task("lucky")))
+        with pytest.raises(EnvWorkerError, match=reason) as failure:
+            await broken
+        assert "unlucky" in str(failure.value)
+        assert (await healthy).observation.text == "fine"
+        return await asyncio.gather(play(pool, "echo again"), play(pool, "echo again"))
+
+    pool = make_pool(slots=2, step_timeout_s=1.0)
+    answers = asyncio.run(both())
+    assert [answer.observation.text for answer in answers] == ["again", "again"]
+    assert pool.stats().replacements == 1
+
+
+def test_a_hung_environment_is_killed_with_its_children(make_pool):
+    async def hang():
+        async with pool.acquire() as env:
+            await env.reset(task())
+            child = int((await env.step("child")).observation.text)
+            with pytest.raises(EnvWorkerError):
+                await env.step("sleep 30")
+            return child
+
+    pool = make_pool(step_timeout_s=0.3)
+    child = asyncio.run(hang())
+    assert wait_until(lambda: is_gone(child))
+
+
+def test_a_failed_slot_stays_failed_for_its_episode(make_pool):
+    async def step_again():
+        async with pool.acquire() as env:
+            await env.reset(task())
+            with pytest.raises(EnvWorkerError):
+                await env.step("die")
+            with pytest.raises(EnvWorkerError, match="exit code 3"):
+                await env.step("echo x")
+
+    pool = make_pool()
+    asyncio.run(step_again())
+
+
+def test_the_answer_to_a_cancelled_step_is_not_taken_for_the_next_one(make_pool):
+    async def cancel_then_play():
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await play_ready(pool, "sleep 0.6")
+        return await play(pool, "echo mine")
+
+    async def play_ready(pool, action):
+        async with slot_booted.acquire() as env:
+            await env.reset(task())
+            await env.step(action)
+
+    pool = slot_booted = make_pool()
+    asyncio.run(play(pool))
+    assert asyncio.run(cancel_then_play()).observation.text == "mine"
+    assert pool.stats().replacements == 0
+
+
+def test_a_slot_that_always_fails_breaks_the_pool(make_pool):
+    async def keep_trying():
+        errors = []
+        for _ in range(3):
+            try:
+                await play(pool, of=task("broken"))
+            except (EnvWorkerError, EnvPoolError) as error:
+                errors.append(error)
+        return errors
+
+    pool = make_pool(max_consecutive_replacements=1)
+    first, second, third = asyncio.run(keep_trying())
+    assert isinstance(first, EnvWorkerError)
+    assert isinstance(second, EnvPoolError) and "no such task" in str(second)
+    assert isinstance(third, EnvPoolError)
+
+
+def test_a_finished_episode_forgives_earlier_failures(make_pool):
+    async def alternate():
+        for _ in range(3):
+            with pytest.raises(EnvWorkerError):
+                await play(pool, "fail")
+            await play(pool, "echo fine")
+
+    pool = make_pool(max_consecutive_replacements=1)
+    asyncio.run(alternate())
+    assert pool.stats().replacements == 3
+
+
+@pytest.mark.parametrize(
+    ("boot", "reason"), [("fail", "no simulator here"), ("hang", "no answer within")]
+)
+def test_an_environment_that_does_not_start_breaks_the_pool(make_pool, boot, reason):
+    async def two_episodes():
+        return await asyncio.gather(play(pool), play(pool), return_exceptions=True)
+
+    pool = make_pool(options={"boot": boot}, max_consecutive_replacements=0, start_timeout_s=1.0)
+    errors = asyncio.run(two_episodes())
+    assert [type(error) for error in errors] == [EnvPoolError, EnvPoolError]
+    assert reason in str(errors[0])
+
+
+def test_what_a_slot_waits_for_has_a_name(make_pool):
+    async def look():
+        async with pool.acquire() as env:
+            await env.reset(task("find", seed=3))
+            assert pool.describe_waiting(0.0) == []
+            step = asyncio.create_task(env.step("sleep 0.4"))
+            await asyncio.sleep(0.2)
+            described = pool.describe_waiting(0.1), pool.describe_waiting(30.0)
+            await step
+            return described
+
+    pool = make_pool()
+    described, none = asyncio.run(look())
+    assert described == ["slot 0: step for 0 s in find[]#3"]
+    assert none == []
+
+
+def test_output_goes_to_the_log_folder(make_pool, tmp_path):
+    pool = make_pool(log_dir=str(tmp_path / "logs"))
+    with pytest.raises(EnvWorkerError, match=r"env_slot_000\.log"):
+        asyncio.run(play(pool, "die"))
+    assert "last words" in (tmp_path / "logs" / "env_slot_000.log").read_text()
+
+
+def test_a_worker_holds_only_what_its_environment_needs(make_pool):
+    pool = make_pool()
+    modules = set(asyncio.run(play(pool, "modules")).observation.text.split())
+    assert "agent_system" in modules
+    assert not modules & {"torch", "ray", "transformers", "verl", "epo", "hydra", "asyncio"}
+    assert psutil.Process(pool._slots[0].pid).memory_info().rss < 60 * 2**20
+
+
+def test_close_ends_every_process_and_may_be_repeated(make_pool):
+    async def child_of_slot():
+        return int((await play(pool, "child")).observation.text)
+
+    pool = make_pool(slots=2)
+    child = asyncio.run(child_of_slot())
+    workers = [slot.pid for slot in pool._slots]
+    pool.close()
+    pool.close()
+    assert wait_until(lambda: all(is_gone(pid) for pid in [child, *workers]))
+    with pytest.raises(EnvPoolError, match="closed"):
+        asyncio.run(play(pool))
+
+
+PARENT = """
+    import asyncio, sys, time
+    from agent_system.config import PoolConfig
+    from agent_system.environments.pool import EnvPool
+    from agent_system.types import Task
+
+    async def main():
+        pool = EnvPool("scripted_env:PACKAGE", {}, PoolConfig(slots_per_worker=1))
+        async with pool.acquire() as env:
+            await env.reset(Task("t", {}))
+            child = (await env.step("child")).observation.text
+            print(env.pid, child, flush=True)
+            await env.step("sleep 1000")
+
+    asyncio.run(main())
+"""
+
+
+def test_a_killed_parent_leaves_no_process_behind(make_pool, tmp_path):
+    parent = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(PARENT)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with parent:
+        worker, child = map(int, parent.stdout.readline().split())
+        assert not is_gone(worker) and not is_gone(child)
+        parent.send_signal(signal.SIGKILL)
+    assert wait_until(lambda: is_gone(worker) and is_gone(child))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("foo", {}, "unknown environment 'foo'; available: sciworld/SciWorldEnv"),
+        ("no_such_module:PACKAGE", {}, "cannot import 'no_such_module:PACKAGE'"),
+        ("sciworld/SciWorldEnv", {"jvm_heap": 3}, "unknown key 'jvm_heap'.*jvm_heap_mb"),
+        ("sciworld/SciWorldEnv", {"jvm_heap_mb": "3"}, "has to be of type int"),
+        ("sciworld/SciWorldEnv", {"jvm_heap_mb": True}, "has to be of type int"),
+        ("sciworld/SciWorldEnv", {"jvm_heap_mb": 8}, "jvm_heap_mb=8; the simulator needs 64"),
+        ("sciworld/SciWorldEnv", {"simplification": "easy,hard"}, "'hard'; available: easy, "),
+        ("sciworld/SciWorldEnv", {"observation": "tiny"}, "'tiny'; available: full, compact"),
+    ],
+)
+def test_bad_settings_are_refused(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        EnvPool(name, options, PoolConfig())
+
+
+def test_a_pool_without_slots_is_refused(make_pool):
+    with pytest.raises(ValueError, match="slots_per_worker=0"):
+        make_pool(slots=0)
+
+
+def is_gone(pid):
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def wait_until(condition, seconds=10.0):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False

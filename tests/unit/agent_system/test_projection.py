@@ -1,0 +1,104 @@
+"""Parsing what a model wrote. Nothing it can write raises."""
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from agent_system.environments.env_package.sciworld.projection import sciworld_projection
+from agent_system.environments.projection import (
+    MAX_COMMAND_CHARS,
+    parse_plain,
+    parse_think_action,
+)
+from agent_system.types import ParsedAction
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "<think>a jar?</think><action>open jar</action>",
+        "<think>\nlong\n</think>\n\n<action>\n  open   jar\n</action>\n",
+        "<THINK>x</THINK><Action>open jar</Action>",
+        "the opening tag was in the prompt</think><action>open jar</action>",
+        "<think>not <action>go hall</action></think><action>open jar</action>",
+        "<think></think><action>`open jar`</action>",
+    ],
+)
+def test_valid_responses(response):
+    assert parse_think_action(response) == ParsedAction("open jar", is_format_valid=True)
+
+
+@pytest.mark.parametrize(
+    ("response", "command"),
+    [
+        ("<action>open jar</action>", "open jar"),  # no reasoning
+        ("<think>x</think><action>open jar</action><action>go hall</action>", "open jar"),
+        ("<think>x</think><think>y</think><action>open jar</action>", "open jar"),
+        ("<think>x</think><action>open jar", ""),
+        ("<think>x</think> open jar", ""),
+        ("<think>x</think><action>  </action>", ""),
+        ("<think>never closed <action>open jar</action>", ""),
+        ("<think>x</think><think>y <action>open jar</action>", ""),
+        ("<action>open jar</action><think>x</think>", ""),  # an action before the reasoning
+        (f"<think>x</think><action>{'jar ' * 2500}</action>", ""),
+        ("<think>x</think><action>open <action>go hall</action>", "go hall"),
+        ("", ""),
+        ("open jar", ""),
+    ],
+)
+def test_invalid_responses(response, command):
+    assert parse_think_action(response) == ParsedAction(command, is_format_valid=False)
+
+
+def test_other_languages_and_control_characters():
+    assert parse_think_action("<think>想</think><action>打开 罐子</action>").text == "打开 罐子"
+    parsed = parse_think_action("<think>x</think><action>open\x00\x1b\u202ejar</action>")
+    assert parsed == ParsedAction("open jar", is_format_valid=True)
+
+
+@pytest.mark.parametrize(
+    ("response", "expected"),
+    [
+        ("open jar", ParsedAction("open jar", True)),
+        ("\n  open   jar \nI hope this works", ParsedAction("open jar", True)),
+        ("", ParsedAction("", False)),
+        ("\n \n", ParsedAction("", False)),
+        ("jar " * 2500, ParsedAction("", False)),
+    ],
+)
+def test_plain_responses(response, expected):
+    assert parse_plain(response) == expected
+
+
+TAGS = st.sampled_from(["<think>", "</think>", "<action>", "</action>", "```", "\n", "go hall"])
+
+
+@settings(deadline=None)
+@given(st.lists(TAGS | st.text(max_size=20)).map("".join))
+@example("<action>" * 2000)
+@example("<think>" * 2000 + "</think>")
+@example("x" * 10_000)
+def test_nothing_raises_and_commands_are_clean(response):
+    for parse in (parse_think_action, parse_plain):
+        action = parse(response)
+        assert action.text.isprintable()
+        assert action.text == " ".join(action.text.split())
+        assert len(action.text) <= MAX_COMMAND_CHARS
+        assert action.text or not action.is_format_valid
+
+
+@settings(deadline=None)
+@given(
+    st.text(alphabet="abc <>", max_size=30), st.from_regex(r"[a-z]+( [a-z]+){0,3}", fullmatch=True)
+)
+def test_a_well_formed_response_is_always_understood(reasoning, command):
+    parsed = parse_think_action(f"<think>{reasoning}</think><action>{command}</action>")
+    assert parsed == ParsedAction(command, is_format_valid=True)
+
+
+def test_the_projection_function():
+    commands, valids = sciworld_projection(
+        ["<think>x</think><action>open jar</action>", "<action>go hall</action>", "hm"]
+    )
+    assert commands == ["open jar", "go hall", ""]
+    assert valids == [1, 0, 0]
