@@ -31,7 +31,7 @@ class AlgorithmConfig:
 @dataclass
 class DataConfig:
     train_batch_size: int = 16  # tasks a step; episodes = train_batch_size * env.rollout.n
-    val_batch_size: int | None = None  # episodes in flight in validation; default: all slots
+    val_batch_size: int | None = None  # validation episodes handed out at a time; default: all
     # tokens of a prompt (trajectory context: of the whole conversation)
     max_prompt_length: int = 2048
     max_response_length: int = 512  # tokens of one response

@@ -114,6 +114,12 @@ def test_every_row_is_in_one_mini_batch_an_epoch(lengths, size, ranks, epochs):
             assert float(mini_batch.batch[weight][~mask.bool()].abs().sum()) == 0.0
 
 
+def test_a_rollout_without_signal_makes_no_mini_batch():
+    nothing = rollout([1, 2]).select_idxs(np.array([], dtype=np.int64))
+    cut = mini_batches(nothing, 2, epochs=1, ranks=2, balance=True, rng=None, with_weights=True)
+    assert list(cut) == []
+
+
 def test_weights_are_those_of_the_equations():
     (mini_batch,) = mini_batches(
         rollout([1, 3]), 2, epochs=1, ranks=1, balance=False, rng=None, with_weights=True

@@ -75,6 +75,8 @@ def mini_batches(
     `with_weights`, the columns `trajectory_weight` and `token_weight` (R, T), which sum to 1 over
     it. `rng` shuffles the rows; None keeps their order.
     """
+    if len(batch) == 0:  # no group of the rollout carried a signal
+        return
     count = -(-len(batch) // mini_batch_size)
     for _ in range(epochs):
         rows = np.arange(len(batch)) if rng is None else rng.permutation(len(batch))

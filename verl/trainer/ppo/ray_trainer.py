@@ -22,7 +22,7 @@ from verl.trainer.ppo.metric_utils import (
     compute_timing_metrics,
 )
 from verl.trainer.ppo.rollout_log import RolloutLog
-from verl.trainer.ppo.validation import validate
+from verl.trainer.ppo.validation import Validator
 from verl.utils.logging import progress
 from verl.utils.metric import reduce_metrics
 from verl.utils.timing import PhaseTimer
@@ -54,7 +54,7 @@ class RayPPOTrainer:
         self.kl_controller = get_kl_controller(config.algorithm.kl_ctrl)
         self.checkpoints = CheckpointStore(config.trainer)
         self.rollout_log = RolloutLog(config.trainer.rollout_data_dir, world)
-        self.validation_sets = world.validation_sets()
+        self.validator = Validator(config, world, workers.rollouts)
 
     def fit(self) -> None:
         """Train from the restored step to the last one."""
@@ -62,8 +62,10 @@ class RayPPOTrainer:
         self.restore()
         self.sync_weights()
         self.timer = PhaseTimer()
-        if self.step == 0 and run.val_before_train:
+        if run.val_only or (self.step == 0 and run.val_before_train):
             self.track(self.validate())
+        if run.val_only:
+            return
         for _ in progress(range(self.step, self.total_steps), "training"):
             self.train_step()
         if not self.is_due(run.test_freq) and run.val_after_train:
@@ -174,16 +176,19 @@ class RayPPOTrainer:
         return StepContext(self.step, self.total_steps, state)
 
     def observe(self, batch: DataProto) -> dict[str, float]:
-        """Hand the rollout's entropies to the plugin: they become the past of the next step."""
-        if self.plugin is None:
-            return {}
-        observation = EntropyObservation(
-            batch.batch["entropys"],
-            batch.batch["response_mask"],
-            batch.batch["turn_ids"],
-            batch.non_tensor_batch["traj_uid"],
-        )
-        return self.plugin.hook.after_step(self.step, observation)
+        """Entropy metrics; the plugin takes the rollout's entropies in, as its next step's past."""
+        metrics: dict[str, float] = {}
+        entropy, mask = batch.batch["entropys"], batch.batch["response_mask"]
+        threshold = self.config.trainer.log_entropy_above
+        if threshold is not None:
+            share = ((entropy > threshold) & mask.bool()).sum() / mask.sum()
+            metrics["training/entropy_above_share"] = float(share)
+        if self.plugin is not None:
+            observation = EntropyObservation(
+                entropy, mask, batch.batch["turn_ids"], batch.non_tensor_batch["traj_uid"]
+            )
+            metrics |= self.plugin.hook.after_step(self.step, observation)
+        return metrics
 
     def sync_weights(self) -> None:
         with self.timer("sync_weights"):
@@ -192,28 +197,14 @@ class RayPPOTrainer:
 
     def validate(self) -> dict[str, float]:
         """Every task set in every configured mode."""
-        options = self.config.trainer.validation
-        metrics: dict[str, float] = {}
+
+        def keep(part: str, trajectories: list[Any]) -> None:
+            records = self.rollout_log.write(f"val_{part}_{self.step}", trajectories)
+            shown = records[: self.config.trainer.log_val_generations]
+            self.tracker.log_generations(shown, self.step)
+
         with self.timer("validate"):
-            for task_set in self.validation_sets:
-                for mode in options.modes:
-                    total = len(task_set.episodes) * options.episodes_per_task
-                    with progress(total=total, description=f"{task_set.name} {mode}") as bar:
-                        measured, trajectories = validate(
-                            self.world,
-                            self.workers.rollouts,
-                            task_set,
-                            mode,
-                            options.episodes_per_task,
-                            lambda _, bar=bar: bar.update(),
-                        )
-                    metrics |= measured
-                    name = f"val_{task_set.name}_{mode}_{self.step}"
-                    records = self.rollout_log.write(name, trajectories)
-                    self.tracker.log_generations(
-                        records[: self.config.trainer.log_val_generations], self.step
-                    )
-        return metrics
+            return self.validator.run(keep)
 
     def is_due(self, frequency: int) -> bool:
         return frequency > 0 and self.step % frequency == 0

@@ -3,35 +3,58 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from verl.config.root import PPOConfig
 from verl.trainer.ppo.metric_utils import wilson_interval
+from verl.utils.logging import progress
 from verl.workers.interfaces import AgentWorld, TaskSet
 from verl.workers.rollout.group import RolloutGroup
 
 VALIDATION_SEED = 20_251_122  # the same sampling noise in every validation of every run
 
 
-def validate(
-    world: AgentWorld,
-    rollouts: RolloutGroup,
-    task_set: TaskSet,
-    mode: str,
-    episodes_per_task: int,
-    on_trajectory: Callable[[Any], None] = lambda trajectory: None,
-) -> tuple[dict[str, float], list[Any]]:
-    """Play `task_set` in `mode` (sampled | greedy). Returns (`val/` metrics, trajectories)."""
-    episodes = [
-        replace(episode, traj_uid=f"{episode.traj_uid}/{repeat}")
-        for episode in task_set.episodes
-        for repeat in range(episodes_per_task)
-    ]
-    trajectories = rollouts.collect(episodes, world.sampling(mode), VALIDATION_SEED, on_trajectory)
-    return validation_metrics(f"val/{task_set.name}/{mode}", trajectories), trajectories
+class Validator:
+    """Plays every task set of `env.val` in every mode of `trainer.validation`."""
+
+    def __init__(self, config: PPOConfig, world: AgentWorld, rollouts: RolloutGroup) -> None:
+        self._options = config.trainer.validation
+        self._in_flight = config.data.val_batch_size
+        self._world = world
+        self._rollouts = rollouts
+        self._task_sets = world.validation_sets()
+
+    def run(self, on_finished: Callable[[str, list[Any]], None]) -> dict[str, float]:
+        """The metrics, under `val/`; `on_finished(name, trajectories)` is called for each part."""
+        metrics: dict[str, float] = {}
+        for task_set in self._task_sets:
+            for mode in self._options.modes:
+                trajectories = self._play(task_set, mode)
+                metrics |= validation_metrics(f"val/{task_set.name}/{mode}", trajectories)
+                on_finished(f"{task_set.name}_{mode}", trajectories)
+        return metrics
+
+    def _play(self, task_set: TaskSet, mode: str) -> list[Any]:
+        episodes = [
+            replace(episode, traj_uid=f"{episode.traj_uid}/{repeat}")
+            for episode in task_set.episodes
+            for repeat in range(self._options.episodes_per_task)
+        ]
+        size = self._in_flight or len(episodes)
+        trajectories = []
+        with progress(total=len(episodes), description=f"{task_set.name} {mode}") as bar:
+            for start in range(0, len(episodes), size):
+                trajectories += self._rollouts.collect(
+                    episodes[start : start + size],
+                    self._world.sampling(mode),
+                    VALIDATION_SEED,
+                    lambda _: bar.update(),
+                )
+        return trajectories
 
 
 def validation_metrics(prefix: str, trajectories: list[Any]) -> dict[str, float]:
@@ -40,7 +63,7 @@ def validation_metrics(prefix: str, trajectories: list[Any]) -> dict[str, float]
     successes = sum(t.success for t in scored)
     low, high = wilson_interval(successes, len(scored))
     metrics = {
-        "success_rate": successes / max(len(scored), 1),
+        "success_rate": mean(t.success for t in scored),
         "success_low": low,
         "success_high": high,
         "lenient_success_rate": mean(t.info["lenient_success"] for t in scored),
@@ -56,7 +79,7 @@ def validation_metrics(prefix: str, trajectories: list[Any]) -> dict[str, float]
     return {f"{prefix}/{name}": float(value) for name, value in metrics.items()}
 
 
-def mean(values: Any) -> float:
+def mean(values: Iterable[float]) -> float:
     """0 for no values: a validation in which every environment failed is reported, not raised."""
     numbers = [float(value) for value in values]
     return float(np.mean(numbers)) if numbers else 0.0
