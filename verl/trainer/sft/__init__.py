@@ -1,0 +1,1 @@
+"""Behaviour cloning: conversations, batches, the worker and the loop."""

@@ -1,0 +1,134 @@
+"""The loop of behaviour cloning: epochs of batches, one optimiser step each."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from verl.config.sft import SFTConfig, last_epoch
+from verl.protocol import DataProto
+from verl.single_controller.base import WorkerGroup
+from verl.trainer.ppo.checkpoint import CheckpointStore, load_driver_state
+from verl.trainer.sft.batches import ConversationData
+from verl.utils.errors import UserError
+from verl.utils.logging import progress
+from verl.utils.timing import PhaseTimer
+from verl.utils.tracking import Tracking
+
+logger = logging.getLogger(__name__)
+
+
+class SFTTrainer:
+    """Trains `workers` on `train`; measures the loss on `validation` when there is any."""
+
+    def __init__(
+        self,
+        config: SFTConfig,
+        workers: WorkerGroup,
+        train: ConversationData,
+        validation: ConversationData | None,
+        tracker: Tracking,
+    ) -> None:
+        self.config = config
+        self.workers = workers
+        self.train = train
+        self.validation = validation
+        self.tracker = tracker
+        self.checkpoints = CheckpointStore(config.trainer)
+        self.step = 0  # finished optimiser steps
+
+    @property
+    def last_step(self) -> int:
+        return last_epoch(self.config.trainer) * self.train.batches_per_epoch
+
+    def fit(self) -> None:
+        """Train from the restored step to the last one, then save and export."""
+        run = self.config.trainer
+        self.restore()
+        with progress(total=self.last_step - self.step, description="cloning") as bar:
+            for epoch in range(
+                self.step // self.train.batches_per_epoch, last_epoch(self.config.trainer)
+            ):
+                for batch in self.remaining_batches(epoch):
+                    self.train_step(batch, epoch)
+                    bar.update()
+        if not self.is_due(run.test_freq):
+            self.tracker.log(self.validate(), self.step)
+        if not self.is_due(run.save_freq):
+            self.save()
+        self.workers.export_hf(str(Path(run.export_dir).absolute()))
+        logger.info("the trained model is in %s", run.export_dir)
+
+    def remaining_batches(self, epoch: int) -> Any:
+        """The batches of `epoch` that a resumed run has not seen yet."""
+        seen = self.step - epoch * self.train.batches_per_epoch
+        return self.train.batches(epoch, self.workers.world_size, first=seen)
+
+    def train_step(self, batch: DataProto, epoch: int) -> None:
+        timer = PhaseTimer()
+        with timer("step"):
+            metrics = self.workers.update(batch)[0]
+        self.step += 1
+        tokens = int(batch.batch["attention_mask"].sum())
+        metrics |= {
+            "sft/epoch": float(epoch),
+            "perf/tokens_per_s": tokens / timer.seconds["step"],
+            "timing_s/step": timer.seconds["step"],
+        }
+        if self.is_due(self.config.trainer.test_freq):
+            metrics |= self.validate()
+        self.tracker.log(metrics, self.step)
+        if self.is_due(self.config.trainer.save_freq):
+            self.save()
+
+    def validate(self) -> dict[str, float]:
+        """Mean losses over the validation conversations, every batch weighing by its tokens."""
+        if self.validation is None:
+            return {}
+        totals: Counter[str] = Counter()
+        weights: Counter[str] = Counter()
+        for batch in self.validation.batches(0, self.workers.world_size):
+            losses = self.workers.evaluate(batch)[0]
+            sums = {
+                "sft/loss": batch.meta_info["weight_sum"],
+                "sft/reply_loss": batch.meta_info["reply_tokens"],
+            }
+            for name, weight in sums.items():
+                totals[name] += losses[name] * weight
+                weights[name] += weight
+        return {f"val/{name}": totals[name] / max(weights[name], 1) for name in totals}
+
+    def is_due(self, frequency: int) -> bool:
+        return frequency > 0 and self.step % frequency == 0
+
+    def save(self) -> None:
+        state = {
+            "step": self.step,
+            "batches_per_epoch": self.train.batches_per_epoch,
+            "tracker": self.tracker.state_dict(),
+        }
+        self.checkpoints.save(
+            self.step, state, lambda folder: self.workers.save_checkpoint(str(folder / "actor"))
+        )
+
+    def restore(self) -> None:
+        """Continue from the checkpoint that `trainer.resume_mode` names, if there is one.
+
+        Raises:
+            UserError: it was made with other data or another batch size.
+        """
+        folder = self.checkpoints.find()
+        if folder is None:
+            return
+        state = load_driver_state(folder)
+        if state["batches_per_epoch"] != self.train.batches_per_epoch:
+            raise UserError(
+                f"the checkpoint {folder} has {state['batches_per_epoch']} batches an epoch and "
+                f"this run {self.train.batches_per_epoch}; resume with the same data and "
+                "data.train_batch_size, or set trainer.resume_mode=disable"
+            )
+        self.workers.load_checkpoint(str(folder / "actor"))
+        self.step = state["step"]
+        logger.info("resuming from %s", folder)

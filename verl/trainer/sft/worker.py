@@ -1,0 +1,122 @@
+"""One rank of behaviour cloning: the training engine with a weighted log-likelihood loss.
+
+Shapes: B rows of a micro-batch, S tokens.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from verl.config.sft import SFTConfig, SFTModelConfig
+from verl.protocol import DataProto
+from verl.single_controller.base.decorator import Dispatch, register
+from verl.utils.errors import UserError
+from verl.utils.logging import setup_logging
+from verl.workers.forward import policy_forward
+from verl.workers.fsdp_engine import FSDPEngine
+from verl.workers.fsdp_workers import EngineWorker
+from verl.workers.model_loading import (
+    load_causal_lm,
+    packs_rows,
+    resolve_attn_implementation,
+    resolve_model_path,
+    save_causal_lm,
+)
+from verl.workers.passes import LossOutput, MicroBatch, learn, micro_batches, sum_over_ranks
+from verl.workers.runtime import WorkerRuntime
+from verl.workers.weight_sync import merge_lora
+
+
+class SFTWorker(EngineWorker):
+    """Minimises sum(weight * -log p(token)) / sum(weight) over the batch that all ranks share."""
+
+    def __init__(self, config: SFTConfig, runtime: WorkerRuntime) -> None:
+        super().__init__()
+        setup_logging(worker=self.rank)
+        self._config = config
+        self._runtime = runtime
+        self._packed = packs_rows(config.model, runtime.device)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def init_model(self, total_steps: int) -> None:
+        """Build the model. `total_steps`: optimiser steps that the schedule plans for.
+
+        Raises:
+            UserError: the model is missing, or a setting of the optimiser is no good.
+        """
+        config = self._config
+        load = load_random_lm if config.model.init == "random" else load_causal_lm
+        self._engine = FSDPEngine(
+            partial(load, config.model),
+            config.fsdp_config,
+            self._runtime,
+            config.optim,
+            total_steps,
+        )
+
+    @register(dispatch_mode=Dispatch.DP_COMPUTE_METRIC)
+    def update(self, batch: DataProto) -> dict[str, float]:
+        """One optimiser step. Metrics of the whole batch, equal on all ranks."""
+        config = self._config.data.micro_batch
+        loss_of = partial(self._loss, sums=batch.meta_info)
+        metrics = learn(self._engine, batch.batch, config, self._packed, loss_of, "sft")
+        return metrics | {"sft/lr": self._engine.step_lr()}
+
+    @register(dispatch_mode=Dispatch.DP_COMPUTE_METRIC)
+    def evaluate(self, batch: DataProto) -> dict[str, float]:
+        """The losses of `update` without learning."""
+        self._engine.model.eval()
+        totals: Counter[str] = Counter()
+        config = self._config.data.micro_batch
+        with torch.no_grad():
+            for micro in micro_batches(self._engine, batch.batch, config, self._packed):
+                totals.update(self._loss(micro, batch.meta_info).metrics)
+        return sum_over_ranks(totals, self._engine)
+
+    def _loss(self, micro: MicroBatch, sums: dict[str, float]) -> LossOutput:
+        """`sums`: weight_sum and reply_tokens of the whole batch (see `batches.to_batch`)."""
+        weight_BS: Tensor = micro.columns["loss_weight"]
+        log_prob_BS = policy_forward(self._engine.model, micro.inputs, 1.0).log_prob_N
+        loss = -(weight_BS * log_prob_BS).sum() / sums["weight_sum"]
+        reply_sum = -log_prob_BS.detach()[weight_BS == 1].sum()
+        metrics = {
+            "sft/loss": loss.item(),
+            "sft/reply_loss": reply_sum.item() / max(sums["reply_tokens"], 1),
+        }
+        return LossOutput(loss, metrics)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def export_hf(self, path: str) -> None:
+        """Write the merged model and its tokenizer as a Hugging Face folder."""
+        model = self._config.model
+        scaling = model.lora_alpha / model.lora_rank if model.lora_rank > 0 else 0.0
+        weights = merge_lora(self._engine.full_state_dict(), scaling)
+        if self._engine.rank == 0:
+            save_causal_lm(model, weights, Path(path))
+
+
+def load_random_lm(
+    config: SFTModelConfig, dtype: torch.dtype, *, device: str = "cpu", empty: bool = False
+) -> PreTrainedModel:
+    """The architecture of `config.path` with weights drawn by torch's seed.
+
+    Raises:
+        UserError: the folder has no usable config.json.
+    """
+    if empty:
+        return load_causal_lm(config, dtype, device=device, empty=True)
+    folder = resolve_model_path(config.path, config.load_method)
+    try:
+        architecture = AutoConfig.from_pretrained(
+            folder, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"no architecture in {folder!r}: {str(error).splitlines()[0]}") from error
+    kernel = resolve_attn_implementation(config.attn_implementation, device)
+    return AutoModelForCausalLM.from_config(architecture, dtype=dtype, attn_implementation=kernel)
