@@ -330,7 +330,8 @@ class DataProto:
 
     def is_padding_enabled(self) -> bool:
         """Whether this batch, or the whole process, asked for automatic padding."""
-        return DataProtoConfig.auto_padding_key in self.meta_info or DataProtoConfig.auto_padding
+        by_batch = self.meta_info.get(DataProtoConfig.auto_padding_key, False)
+        return by_batch or DataProtoConfig.auto_padding
 
     def padding(self, padding_size: int, padding_candidate: str = "last") -> None:
         """Append `padding_size` copies of the ``"first"`` or the ``"last"`` row, in place."""

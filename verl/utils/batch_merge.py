@@ -51,8 +51,8 @@ def union_tensor_dict(tensor_dict1: TensorDict, tensor_dict2: TensorDict) -> Ten
         AssertionError: the batch sizes differ, or a shared column holds different values.
     """
     assert tensor_dict1.batch_size == tensor_dict2.batch_size, (
-        f"cannot unite batches of {tuple(tensor_dict1.batch_size)} and "
-        f"{tuple(tensor_dict2.batch_size)} rows"
+        f"cannot unite batches of shape {tuple(tensor_dict1.batch_size)} and "
+        f"{tuple(tensor_dict2.batch_size)}"
     )
     present = set(tensor_dict1.keys())
     for key, value in tensor_dict2.items():

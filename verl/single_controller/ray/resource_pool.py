@@ -19,6 +19,7 @@ from verl.utils.errors import UserError
 logger = logging.getLogger(__name__)
 
 _RAY_RESOURCE = {"cuda": "GPU", "npu": "NPU"}
+_PLACEMENT_NOTICE_S = 10
 _PLACEMENT_TIMEOUT_S = 300
 
 
@@ -98,7 +99,6 @@ class RayResourcePool(ResourcePool):
         """
         if self.pgs is None:
             bundle = self._bundle(device_name)
-            self._warn_if_too_large(bundle)
             groups = [
                 placement_group(
                     bundles=[dict(bundle) for _ in range(count)],
@@ -112,29 +112,26 @@ class RayResourcePool(ResourcePool):
             self.pgs = sort_placement_group_by_node_ip(groups)
         return self.pgs
 
-    def _warn_if_too_large(self, bundle: dict[str, float]) -> None:
-        present = ray.cluster_resources()
-        short = {
-            name: f"{amount * self.world_size:g} wanted, {present.get(name, 0):g} present"
-            for name, amount in bundle.items()
-            if amount * self.world_size > present.get(name, 0)
-        }
-        if short:
-            logger.warning("the cluster is smaller than the pool (%s); waiting for nodes", short)
-
     def _wait(self, groups: list[PlacementGroup], bundle: dict[str, float]) -> None:
-        ready, _ = ray.wait(
-            [group.ready() for group in groups],
-            num_returns=len(groups),
-            timeout=_PLACEMENT_TIMEOUT_S,
+        request = f"{self.store} workers a node with {bundle} each"
+        reserved = [group.ready() for group in groups]
+        _, missing = ray.wait(reserved, num_returns=len(groups), timeout=_PLACEMENT_NOTICE_S)
+        if not missing:
+            return
+        logger.warning(
+            "waiting for room for %s; free are %s of %s",
+            request,
+            ray.available_resources(),
+            ray.cluster_resources(),
         )
-        if len(ready) < len(groups):
+        _, missing = ray.wait(reserved, num_returns=len(groups), timeout=_PLACEMENT_TIMEOUT_S)
+        if missing:
             for group in groups:
                 ray.util.remove_placement_group(group)
             raise UserError(
-                f"cannot place {self.store} workers a node with {bundle} each within "
-                f"{_PLACEMENT_TIMEOUT_S} s: the cluster has {ray.cluster_resources()}; "
-                "ask for fewer workers or add nodes"
+                f"cannot place {request} within {_PLACEMENT_TIMEOUT_S} s: free are "
+                f"{ray.available_resources()} of {ray.cluster_resources()}; "
+                "ask for fewer workers, free resources or add nodes"
             )
 
     def places(self, strategy: str, device_name: str | None) -> list[Place]:
