@@ -78,8 +78,8 @@ def names_of(given: Settings, overrides: list[str]) -> list[str]:
 def flag_parser() -> argparse.ArgumentParser:
     """The parser of `FLAGS`; a flag that was not written is absent from its result."""
     parser = _FlagParser(
-        prog="general_running_server.sh",
-        description="PPO or GRPO with or without EPO. Hydra overrides go after `--`.",
+        usage="bash examples/general_running_server.sh [--flag value ...] [-- hydra overrides]",
+        description="PPO or GRPO, with or without EPO. Overrides after `--` win over flags.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
@@ -91,7 +91,7 @@ def flag_parser() -> argparse.ArgumentParser:
             dest=name,
             type=flag.type,
             choices=flag.choices,
-            metavar="VALUE",
+            metavar="{" + ",".join(flag.choices) + "}" if flag.choices else "VALUE",
             help=f"{flag.help} (default: {default})".replace("%", "%%"),
         )
     parser.add_argument(
