@@ -117,7 +117,7 @@ class SciWorldEnv(gymnasium.Env[str, str]):
 
 def _coordinates(options: Mapping[str, Any] | None) -> Mapping[str, Any]:
     try:
-        coordinates = options["task"]["options"]
+        coordinates = (options or {})["task"]["options"]
         return {key: coordinates[key] for key in ("task_name", "variation")}
     except (TypeError, KeyError) as error:
         raise ValueError(

