@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -74,7 +74,7 @@ class SFTConfig:
 def compose_sft_config(
     overrides: list[str], config_name: str = "sft_trainer"
 ) -> tuple[dict[str, Any], SFTConfig]:
-    """A preset `sft_*` with Hydra overrides: resolved as plain data, and typed.
+    """A preset `sft_*` with Hydra overrides: resolved, as plain data and as typed dataclasses.
 
     Raises:
         UserError: an unknown preset or key, a value of the wrong type or outside its choices, a
@@ -91,9 +91,10 @@ def compose_sft_config(
         config = OmegaConf.to_object(composed)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_reason(error)) from error
-    assert isinstance(config, SFTConfig)
+    resolved = OmegaConf.to_container(composed)
+    assert isinstance(config, SFTConfig) and isinstance(resolved, dict)
     check_sft_config(config)
-    return OmegaConf.to_container(composed), config
+    return cast(dict[str, Any], resolved), config
 
 
 def last_epoch(run: SFTRunConfig) -> int:
