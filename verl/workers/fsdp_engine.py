@@ -171,9 +171,15 @@ class FSDPEngine:
     # --- weights and checkpoints ----------------------------------------------------------------
 
     def full_state_dict(self) -> dict[str, Tensor]:
-        """The whole model's weights on the CPU of rank 0; an empty dict on the other ranks."""
+        """The whole model's weights on the CPU of rank 0; an empty dict on the other ranks.
+
+        A tied weight is there under the first of its names.
+        """
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        return get_model_state_dict(self.model, options=options)
+        weights = get_model_state_dict(self.model, options=options)
+        unique = {name for name, _ in self.model.named_parameters()}
+        aliases = {n for n, _ in self.model.named_parameters(remove_duplicate=False)} - unique
+        return {name: tensor for name, tensor in weights.items() if name not in aliases}
 
     def save_checkpoint(self, path: Path) -> None:
         """Write model, optimiser, schedule and random state into the folder `path`.

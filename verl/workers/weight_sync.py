@@ -35,11 +35,8 @@ class ObjectStoreSync:
 
 
 def pack_weights(state_dict: Mapping[str, Tensor]) -> PackedWeights:
-    """A CPU state dict as bytes; of tied weights only the first name is kept."""
-    first_of_storage: dict[int, str] = {}
-    for name, tensor in state_dict.items():
-        first_of_storage.setdefault(tensor.data_ptr(), name)
-    return {name: _pack(state_dict[name]) for name in first_of_storage.values()}
+    """A CPU state dict as bytes."""
+    return {name: _pack(tensor) for name, tensor in state_dict.items()}
 
 
 @torch.no_grad()

@@ -1,15 +1,11 @@
-"""A tiny random policy on disk, and a process group of one rank."""
+"""A tiny random policy on disk, and a process group of one rank.
+
+Imports stay inside the fixtures: most tests here need neither transformers nor a process group.
+"""
 
 from __future__ import annotations
 
 import pytest
-import torch
-import torch.distributed as dist
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-from verl.workers.fsdp_engine import init_distributed
-from verl.workers.runtime import WorkerRuntime
 
 TINY_VOCABULARY = 60
 TEMPLATE = "{% for m in messages %}{{ m.content }} {% endfor %}"
@@ -21,6 +17,10 @@ def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
     The weights are large: its distributions are far from uniform, and a wrong log-prob shows.
     """
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -52,8 +52,14 @@ def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def single_rank(monkeypatch: pytest.MonkeyPatch) -> WorkerRuntime:
-    """A process group of this process alone, for the duration of a test."""
+def single_rank(monkeypatch: pytest.MonkeyPatch):
+    """A process group of this process alone, for the duration of a test; its WorkerRuntime."""
+    import torch
+    import torch.distributed as dist
+
+    from verl.workers.fsdp_engine import init_distributed
+    from verl.workers.runtime import WorkerRuntime
+
     monkeypatch.delenv("RANK", raising=False)
     runtime = WorkerRuntime("cpu", seed=0, cpu_threads=torch.get_num_threads())
     init_distributed(runtime)

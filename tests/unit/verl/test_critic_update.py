@@ -64,9 +64,9 @@ def test_values_move_towards_the_returns(tiny_model_path, single_rank, batch):
         return (critic.compute_values(batch) - batch["returns"])[mask].square().mean().item()
 
     before = error()
-    for _ in range(30):
+    for _ in range(8):
         critic.update_critic(batch, loss_normalizers(batch["response_mask"]))
-    assert error() < 0.2 * before
+    assert error() < 0.5 * before
     assert not critic.compute_values(batch)[~mask].any()
 
 

@@ -1,0 +1,292 @@
+"""The FSDP workers on a real Ray cluster: 1 rank and 2 ranks train alike and share checkpoints."""
+
+import asyncio
+
+import numpy as np
+import pytest
+import ray
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import PreTrainedTokenizerFast as FastTokenizer
+
+from agent_system.types import SamplingParams
+from verl import DataProto
+from verl.config.actor import ActorConfig, ActorRolloutRefConfig
+from verl.config.critic import CriticConfig, CriticModelConfig
+from verl.config.model import ModelConfig
+from verl.config.optim import OptimConfig
+from verl.single_controller.ray.base import (
+    RayClassWithInitArgs,
+    RayResourcePool,
+    RayWorkerGroup,
+    create_colocated_worker_cls,
+)
+from verl.trainer.ppo.aggregation import loss_normalizers
+from verl.workers.fsdp_workers import ActorRolloutRefWorker, CriticWorker
+from verl.workers.interfaces import StepContext
+from verl.workers.rollout.base import build_engine
+from verl.workers.runtime import WorkerRuntime
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+VOCABULARY, R, P, T = 40, 8, 5, 6
+TEMPERATURE = 0.9
+# rows of the second half, rank 1's share, are nearly all padding: its micro-batches are fewer
+ACTIVE = [6, 5, 6, 4, 3, 0, 0, 0]
+
+
+class MeanEntropy:
+    """A regulariser with a partial sum that is easy to add up."""
+
+    required_columns = ("trajectory_weight",)
+
+    def __call__(self, entropy, mask, columns, context):
+        term = -0.1 * (columns["trajectory_weight"] * entropy).sum()
+        return term, {"plugin/term": term.detach(), "plugin/tokens": mask.sum()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory):
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=24,
+            intermediate_size=40,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=64,
+            initializer_range=0.3,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=1,
+            pad_token_id=1,
+        )
+    )
+    backend = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = FastTokenizer(tokenizer_object=backend, unk_token="w0", eos_token="w1")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    path = tmp_path_factory.mktemp("policy")
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return str(path)
+
+
+def actor_config(path, **model):
+    return ActorRolloutRefConfig(
+        model=ModelConfig(path=path, **model),
+        actor=ActorConfig(
+            ppo_micro_batch_size_per_gpu=2,
+            use_kl_loss=True,
+            kl_loss_coef=0.1,
+            optim=OptimConfig(lr=1e-3, lr_warmup_steps=2, warmup_style="cosine"),
+        ),
+    )
+
+
+def start(path, ranks, lora_rank=0):
+    """Actor and critic, colocated, on `ranks` processes."""
+    runtime = WorkerRuntime("cpu", seed=1, cpu_threads=1)
+    critic = CriticConfig(
+        model=CriticModelConfig(path=path, load_method="auto"), optim=OptimConfig(lr=1e-3)
+    )
+    actor = RayClassWithInitArgs(
+        ray.remote(ActorRolloutRefWorker),
+        actor_config(path, lora_rank=lora_rank),
+        runtime,
+        MeanEntropy(),
+        True,
+    )
+    classes = {
+        "actor": actor,
+        "critic": RayClassWithInitArgs(ray.remote(CriticWorker), critic, runtime),
+    }
+    group = RayWorkerGroup(
+        RayResourcePool([ranks], use_gpu=False), create_colocated_worker_cls(classes)
+    )
+    workers = group.spawn(prefix_set=classes.keys())
+    for worker in workers.values():
+        worker.init_model(10)
+    return workers
+
+
+@pytest.fixture(scope="module")
+def one(model_path):
+    return start(model_path, 1)
+
+
+@pytest.fixture(scope="module")
+def two(model_path):
+    return start(model_path, 2)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.tensor([[1] * count + [0] * (T - count) for count in ACTIVE])
+    columns = {
+        "input_ids": torch.randint(2, VOCABULARY, (R, P + T), generator=generator),
+        "attention_mask": torch.cat([torch.ones(R, P, dtype=torch.long), mask], dim=-1),
+        "response_mask": mask,
+        "advantages": torch.randn(R, T, generator=generator),
+        "returns": torch.randn(R, T, generator=generator),
+        "trajectory_weight": mask / mask.sum(),
+    }
+    meta_info = {
+        "temperature": TEMPERATURE,
+        "step_context": StepContext(step=0, total_steps=10),
+        **loss_normalizers(mask),
+    }
+    return DataProto.from_dict(columns, meta_info=meta_info)
+
+
+def metrics_of(result):
+    """The metrics of a step; every rank reports the same."""
+    merged = {}
+    for name, values in result.meta_info["metrics"].items():
+        values = np.atleast_1d(values)
+        if not name.startswith("perf/"):
+            assert np.array_equal(values, [values[0]] * len(values), equal_nan=True), name
+            merged[name] = float(values[0])
+    return merged
+
+
+def weights_of(workers):
+    packed = ray.get(workers["actor"].publish_weights(1)[0][0])
+    return {
+        name: torch.from_numpy(content.copy()).view(getattr(torch, dtype)).view(shape)
+        for name, (dtype, shape, content) in packed.items()
+    }
+
+
+def training_step(workers, batch):
+    """Score, update both, advance the schedules; returns all that must not depend on the ranks."""
+    actor, critic = workers["actor"], workers["critic"]
+    scored = DataProto.from_dict(dict(batch.batch.items()), meta_info=dict(batch.meta_info))
+    for result in (
+        actor.compute_log_prob(batch),
+        actor.compute_ref_log_prob(batch),
+        critic.compute_values(batch),
+    ):
+        scored = scored.union(result)
+    metrics = metrics_of(critic.update_critic(scored)) | metrics_of(actor.update_actor(scored))
+    metrics["lr"] = actor.step_lr()[0]
+    critic.step_lr()
+    columns = ("old_log_probs", "entropys", "ref_log_prob", "values")
+    return {name: scored.batch[name] for name in columns}, metrics
+
+
+def assert_close(first, second, atol=1e-5):
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        if isinstance(value, float):
+            assert second[name] == pytest.approx(value, rel=1e-4, abs=atol), name
+        else:
+            torch.testing.assert_close(
+                second[name], value, atol=atol, rtol=1e-4, msg=lambda text, name=name: name + text
+            )
+
+
+def test_one_rank_and_two_ranks_train_alike_and_share_checkpoints(
+    one, two, batch, model_path, tmp_path
+):
+    assert_close(weights_of(one), weights_of(two), atol=0)
+    for _ in range(3):
+        columns, metrics = training_step(one, batch)
+        other_columns, other_metrics = training_step(two, batch)
+        assert_close(columns, other_columns)
+        assert_close(metrics, other_metrics)
+    # 24 active tokens in the whole batch, whatever the ranks
+    assert metrics["plugin/tokens"] == sum(ACTIVE)
+    assert metrics["actor/skipped_steps"] == 0.0
+    assert metrics["lr"] == pytest.approx(1e-3)  # two steps of warm-up are over
+    assert_close(weights_of(one), weights_of(two))
+
+    # a checkpoint of two ranks goes on, on two ranks and on one, as if never interrupted
+    for name in ("actor", "critic"):
+        two[name].save_checkpoint(str(tmp_path / name))
+    want_columns, want = training_step(two, batch)
+    want_weights = weights_of(two)
+    for workers in (two, one):
+        for _ in range(2):
+            training_step(workers, batch)  # away from the checkpoint
+        for name in ("actor", "critic"):
+            workers[name].load_checkpoint(str(tmp_path / name))
+        columns, metrics = training_step(workers, batch)
+        atol = 0 if workers is two else 1e-5
+        assert_close(want_columns, columns, atol)
+        assert_close(want, metrics, atol)
+        assert_close(want_weights, weights_of(workers), atol)
+
+    # what is exported is what is published
+    two["actor"].export_hf(str(tmp_path / "exported"))
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "exported").state_dict()
+    for name, tensor in weights_of(two).items():
+        assert torch.equal(exported[name], tensor)
+
+
+def test_a_broken_batch_is_skipped_on_all_ranks(two, batch):
+    before = weights_of(two)
+    broken = DataProto.from_dict(
+        {name: column.clone() for name, column in batch.batch.items()},
+        meta_info=dict(batch.meta_info),
+    )
+    broken.batch["advantages"][0, 0] = float("nan")  # on rank 0 alone
+    _, metrics = training_step(two, broken)
+    assert metrics["actor/skipped_steps"] == 1.0
+    assert_close(before, weights_of(two), atol=0)
+
+
+def test_published_weights_are_sampled_from(two, batch, model_path):
+    engine = build_engine(actor_config(model_path), "cpu", P + T)
+    engine.start()
+    prompt = batch.batch["input_ids"][0, :P].tolist()
+    sampling = SamplingParams(max_tokens=T, temperature=TEMPERATURE, seed=3)
+
+    def sample():
+        return asyncio.run(engine.generate(prompt, sampling, trajectory_id="t"))
+
+    stale = sample()
+    engine.load_weights(ray.get(two["actor"].publish_weights(7)[0][0]), version=7)
+    fresh = sample()
+    engine.close()
+    assert (stale.weight_version, fresh.weight_version) == (0, 7)
+    assert stale.log_probs != fresh.log_probs
+
+    # the trainer's log-probs of these tokens, with the engine's own beside them
+    count = len(fresh.token_ids)
+    ids = torch.full((2, P + T), 2)
+    ids[:, : P + count] = torch.tensor([*prompt, *fresh.token_ids])
+    mask = (torch.arange(T) < count).long().expand(2, T)
+    rows = {
+        "input_ids": ids,
+        "attention_mask": torch.cat([torch.ones(2, P, dtype=torch.long), mask], dim=-1),
+        "response_mask": mask,
+    }
+    data = DataProto.from_dict(rows, meta_info={"temperature": TEMPERATURE})
+    log_probs = two["actor"].compute_log_prob(data).batch["old_log_probs"][0, :count]
+    torch.testing.assert_close(torch.tensor(fresh.log_probs), log_probs, atol=1e-4, rtol=0)
+
+
+def test_adapters_train_alike_on_two_ranks_and_are_published_merged(model_path, batch, tmp_path):
+    groups = [start(model_path, ranks, lora_rank=2) for ranks in (1, 2)]
+    base = AutoModelForCausalLM.from_pretrained(model_path).state_dict()
+    assert_close(weights_of(groups[0]), {k: base[k] for k in weights_of(groups[0])}, atol=0)
+    for _ in range(2):
+        results = [training_step(workers, batch) for workers in groups]
+        assert_close(results[0][0], results[1][0])
+        assert_close(results[0][1], results[1][1])
+    merged = [weights_of(workers) for workers in groups]
+    assert_close(*merged)
+    changed = {name for name, tensor in merged[0].items() if not torch.equal(tensor, base[name])}
+    assert changed and all("proj" in name for name in changed)
+    assert results[0][1]["actor/kl_loss"] >= 0.0
