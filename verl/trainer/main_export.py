@@ -13,7 +13,7 @@ import ray
 from verl.config.saved import load_saved
 from verl.trainer.cli import run_cli
 from verl.trainer.main_eval import split_checkpoint
-from verl.trainer.ppo.cluster import resolve_device, start_ray, start_trainers
+from verl.trainer.ppo.cluster import resolve_device, resource_pool, start_ray, start_trainers
 from verl.trainer.ppo.ray_trainer import total_training_steps
 from verl.utils.errors import UserError
 
@@ -31,7 +31,9 @@ def main(arguments: list[str]) -> None:
     _, config = load_saved(checkpoint.parent / "config.yaml", overrides)
     start_ray(config, resolve_device(config.trainer.device))
     try:
-        actor = start_trainers(config, None, total_training_steps(config))["actor"]
+        actor = start_trainers(config, resource_pool(config), None, total_training_steps(config))[
+            "actor"
+        ]
         actor.load_checkpoint(str(checkpoint / "actor"))
         actor.export_hf(str(target))
     finally:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import ray
 import torch
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from verl.config.root import PPOConfig
 from verl.single_controller.ray.base import (
@@ -18,13 +19,13 @@ from verl.single_controller.ray.base import (
 )
 from verl.workers.fsdp_workers import ActorRolloutRefWorker, CriticWorker
 from verl.workers.interfaces import AgentWorld, EntropyRegularizer
-from verl.workers.rollout.group import RolloutGroup, RolloutResources
+from verl.workers.rollout.group import RolloutGroup, RolloutPlacement
 from verl.workers.runtime import WorkerRuntime
 
 logger = logging.getLogger(__name__)
 
-# Trainer and engine share a GPU: the trainer's bundle keeps this much of it, the engine the rest.
-TRAINER_GPU_SHARE = 0.5
+# Who shares a GPU: the training worker (actor and critic in one process) and the rollout worker.
+GROUPS_PER_GPU = 2
 
 
 @dataclass
@@ -92,14 +93,28 @@ def start_workers(
     config: PPOConfig, world: AgentWorld, regularizer: EntropyRegularizer | None, total_steps: int
 ) -> Workers:
     """Start trainers and rollout workers side by side: environments boot while models load."""
-    rollouts = start_rollouts(config, world, resolve_device(config.trainer.device))
-    trainers = start_trainers(config, regularizer, total_steps)
+    pool = resource_pool(config)
+    rollouts = start_rollouts(config, world, pool)
+    trainers = start_trainers(config, pool, regularizer, total_steps)
     rollouts.wait_until_started()
     return Workers(trainers["actor"], trainers.get("critic"), rollouts)
 
 
+def resource_pool(config: PPOConfig) -> RayResourcePool:
+    """One place a training worker: a GPU, or on a CPU machine a logical CPU."""
+    is_gpu = resolve_device(config.trainer.device) == "cuda"
+    return RayResourcePool(
+        process_on_nodes=[config.trainer.n_gpus_per_node] * config.trainer.nnodes,
+        use_gpu=is_gpu,
+        max_colocate_count=GROUPS_PER_GPU if is_gpu else 1,
+    )
+
+
 def start_trainers(
-    config: PPOConfig, regularizer: EntropyRegularizer | None, total_steps: int
+    config: PPOConfig,
+    pool: RayResourcePool,
+    regularizer: EntropyRegularizer | None,
+    total_steps: int,
 ) -> dict[str, RayWorkerGroup]:
     """`actor` and, where needed, `critic`: they share one process a rank."""
     device = resolve_device(config.trainer.device)
@@ -116,11 +131,7 @@ def start_trainers(
     if needs_critic(config):
         classes["critic"] = RayClassWithInitArgs(ray.remote(CriticWorker), config.critic, runtime)
     group = RayWorkerGroup(
-        resource_pool=RayResourcePool(
-            process_on_nodes=[config.trainer.n_gpus_per_node] * config.trainer.nnodes,
-            use_gpu=device == "cuda",
-            max_colocate_count=2 if device == "cuda" else 1,
-        ),
+        resource_pool=pool,
         ray_cls_with_init=create_colocated_worker_cls(class_dict=classes),
         device_name=device,
         worker_env=worker_environment(config),
@@ -131,11 +142,19 @@ def start_trainers(
     return trainers
 
 
-def start_rollouts(config: PPOConfig, world: AgentWorld, device: str) -> RolloutGroup:
-    """Begin to boot engines and environment slots."""
-    resources = RolloutResources(
-        num_cpus=1,
-        num_gpus=1 - TRAINER_GPU_SHARE if device == "cuda" else 0,
-        env_vars=worker_environment(config),
-    )
-    return RolloutGroup(world.worker_class, config, rollout_worker_count(config), device, resources)
+def start_rollouts(config: PPOConfig, world: AgentWorld, pool: RayResourcePool) -> RolloutGroup:
+    """Begin to boot engines and environments: beside the trainers on GPUs, else spread."""
+    device = resolve_device(config.trainer.device)
+    count = rollout_worker_count(config)
+    placements: list[RolloutPlacement] = [RolloutPlacement("SPREAD", 1, 0)] * count
+    if device == "cuda":
+        places = pool.places("STRICT_PACK", device)
+        placements = [
+            RolloutPlacement(
+                PlacementGroupSchedulingStrategy(places[rank].group, True, places[rank].bundle),
+                num_cpus=1,
+                num_gpus=1 / GROUPS_PER_GPU,
+            )
+            for rank in range(count)
+        ]
+    return RolloutGroup(world.worker_class, config, device, placements, worker_environment(config))

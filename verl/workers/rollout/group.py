@@ -15,12 +15,12 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class RolloutResources:
-    """What one rollout worker asks of Ray; `num_gpus` is a share where it sits beside a trainer."""
+class RolloutPlacement:
+    """Where one rollout worker runs and what it asks of Ray there."""
 
+    strategy: Any  # a Ray scheduling strategy
     num_cpus: float
     num_gpus: float
-    env_vars: dict[str, str]
 
 
 class RolloutGroup:
@@ -30,18 +30,23 @@ class RolloutGroup:
         self,
         worker_class: type,
         config: PPOConfig,
-        count: int,
         device: str,
-        resources: RolloutResources,
+        placements: Sequence[RolloutPlacement],
+        env_vars: dict[str, str],
     ) -> None:
-        remote = ray.remote(worker_class).options(
-            num_cpus=resources.num_cpus,
-            num_gpus=resources.num_gpus,
-            scheduling_strategy="SPREAD",
-            runtime_env={"env_vars": resources.env_vars},
-        )
+        """One worker a placement; they boot in the background (`wait_until_started`)."""
         self._stall_s = config.env.pool.stall_warning_s
-        self._workers = [remote.remote(config, rank, count, device) for rank in range(count)]
+        self._workers = [
+            ray.remote(worker_class)
+            .options(
+                num_cpus=placement.num_cpus,
+                num_gpus=placement.num_gpus,
+                scheduling_strategy=placement.strategy,
+                runtime_env={"env_vars": env_vars},
+            )
+            .remote(config, rank, len(placements), device)
+            for rank, placement in enumerate(placements)
+        ]
         self._starting = [worker.start.remote() for worker in self._workers]
 
     def __len__(self) -> int:
