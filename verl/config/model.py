@@ -31,7 +31,7 @@ class FSDPConfig:
     dtype: str = "auto"  # parameters and optimiser: float32 | bfloat16; auto: float32
     # compute: float32 | bfloat16; auto: bfloat16 on cuda, float32 on cpu
     mixed_precision: str = "auto"
-    param_offload: bool = False  # cuda: keep parameters on the CPU between phases
+    param_offload: bool = False  # cuda: parameters, gradients and optimiser live on the CPU
     optimizer_offload: bool = False  # cuda: keep the optimiser's state on the CPU between updates
     # free gathered parameters after the forward pass: less memory, more traffic
     reshard_after_forward: bool = True

@@ -12,7 +12,7 @@ from verl.config.model import ModelConfig
 from verl.utils.errors import UserError
 from verl.workers.forward import forward_inputs, policy_forward
 from verl.workers.model_loading import load_causal_lm, load_tokenizer
-from verl.workers.rollout import hf_rollout
+from verl.workers.rollout import batcher
 from verl.workers.rollout.base import build_engine
 from verl.workers.rollout.hf_rollout import HFRollout
 from verl.workers.rollout.slot_cache import SLOT_ATTENTION
@@ -170,7 +170,7 @@ def test_seeds_repeat_and_differ(engine):
 def test_an_end_token_stops_and_is_returned(tiny_model_path):
     engine = make_engine(tiny_model_path)
     free = generate(engine, prompt(2, 8), temperature=0.0, max_tokens=12).token_ids
-    engine._end_tokens = frozenset({free[4], 59_999})
+    engine._batcher.end_tokens = frozenset({free[4], 59_999})
     out = generate(engine, prompt(2, 8), temperature=0.0, max_tokens=12)
     end = free.index(free[4])
     assert out.token_ids == free[: end + 1]
@@ -191,7 +191,7 @@ def test_a_stop_string_over_two_tokens_stops(engine, tiny_model_path):
 def test_length_limits(engine):
     out = generate(engine, prompt(0, 10), max_tokens=3, seed=1)
     assert (len(out.token_ids), out.finish_reason) == (3, "length")
-    engine._end_tokens = frozenset()
+    engine._batcher.end_tokens = frozenset()
     out = generate(engine, prompt(0, MAX_LEN - 4), max_tokens=50, seed=1)
     assert (len(out.token_ids), out.finish_reason) == (4, "length")
 
@@ -224,7 +224,7 @@ def test_new_weights_are_used_and_old_caches_dropped(engine, model):
 
 
 def test_running_requests_finish_on_the_old_weights(engine, model):
-    engine._end_tokens = frozenset()
+    engine._batcher.end_tokens = frozenset()
     settings = SamplingParams(max_tokens=60, seed=1)
     changed = {name: -tensor for name, tensor in model.state_dict().items()}
     changed["lm_head.weight"] = changed["model.embed_tokens.weight"]
@@ -253,7 +253,7 @@ def tokens_of(generations):
 
 def test_weights_that_do_not_fit_are_refused_and_the_engine_goes_on(engine, model):
     weights = dict(pack_weights(model.state_dict()))
-    name = next(iter(weights))
+    name = "model.norm.weight"
     with pytest.raises(ValueError, match=r"unknown \['extra'\]"):
         engine.load_weights({**weights, "extra": weights[name]}, 1)
     without = {key: value for key, value in weights.items() if key != name}
@@ -264,15 +264,15 @@ def test_weights_that_do_not_fit_are_refused_and_the_engine_goes_on(engine, mode
 
 def test_an_error_in_the_engine_fails_open_and_later_requests(tiny_model_path):
     engine = make_engine(tiny_model_path)
-    original, calls = engine._decode, []
+    original, calls = engine._batcher.step, []
 
-    def broken():
+    def broken(admit):
         calls.append(1)
         if len(calls) == 3:
             raise FloatingPointError("numbers broke")
-        original()
+        original(admit=admit)
 
-    engine._decode = broken
+    engine._batcher.step = broken
 
     async def run():
         settings = SamplingParams(max_tokens=50, seed=0)
@@ -306,7 +306,7 @@ def test_a_closed_engine_refuses_and_leaves_no_thread(tiny_model_path):
 
 def test_a_cancelled_request_frees_its_slot(tiny_model_path):
     engine = make_engine(tiny_model_path, slots=1)
-    engine._end_tokens = frozenset()
+    engine._batcher.end_tokens = frozenset()
 
     async def run():
         long = SamplingParams(max_tokens=150, seed=0)
@@ -325,7 +325,7 @@ def test_a_cancelled_request_frees_its_slot(tiny_model_path):
 
 def test_long_prompts_are_prefilled_in_parts(tiny_model_path, monkeypatch):
     def play_in_parts_of(limit):
-        monkeypatch.setattr(hf_rollout, "PREFILL_TOKENS", limit)
+        monkeypatch.setattr(batcher, "PREFILL_TOKENS", limit)
         engine = make_engine(tiny_model_path)
         conversations = play_all(engine)
         engine.close()

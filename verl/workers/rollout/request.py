@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Literal
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -43,6 +44,15 @@ class Request:
     def known_tokens(self) -> np.ndarray:
         """What the row holds at the end: the last token was sampled but never fed."""
         return np.concatenate([self.prompt_ids, np.array(self.token_ids[:-1], dtype=np.int64)])
+
+    def finish(self, reason: Literal["stop", "length"]) -> None:
+        """Hand the response to whoever waits for it, if anyone still does."""
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_result(
+                Generation(
+                    tuple(self.token_ids), tuple(self.log_probs), reason, self.weight_version
+                )
+            )
 
 
 class StopStrings:

@@ -1,0 +1,90 @@
+"""The training engine on one rank: checkpoints, schedule, precision. (Two ranks: integration.)"""
+
+from functools import partial
+
+import pytest
+import torch
+
+from verl.config.model import FSDPConfig, ModelConfig
+from verl.config.optim import OptimConfig
+from verl.workers.forward import forward_inputs, policy_forward
+from verl.workers.fsdp_engine import FSDPEngine
+from verl.workers.model_loading import load_causal_lm
+
+OPTIM = OptimConfig(lr=1e-2, lr_warmup_steps=3)
+
+
+def make_engine(path, runtime, optim=OPTIM, fsdp=None, **model):
+    load = partial(load_causal_lm, ModelConfig(path=path, **model))
+    return FSDPEngine(load, fsdp or FSDPConfig(), runtime, optim, total_steps=10)
+
+
+def step(engine, seed):
+    """One update on random tokens; returns (loss, gradient norm, rate)."""
+    ids = torch.randint(3, 60, (3, 8), generator=torch.Generator().manual_seed(seed))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    batch["response_mask"] = torch.ones(3, 4, dtype=torch.long)
+    inputs = forward_inputs(batch, packed=False)
+    loss = -policy_forward(engine.model, inputs, 1.0).log_prob_N.mean()
+    engine.backward(loss)
+    return loss.item(), engine.optimizer_step().grad_norm, engine.step_lr()
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2])
+@pytest.mark.parametrize("steps_before", [0, 2])
+def test_a_loaded_checkpoint_goes_on_bit_by_bit(
+    tiny_model_path, single_rank, tmp_path, lora_rank, steps_before
+):
+    engine = make_engine(tiny_model_path, single_rank, lora_rank=lora_rank)
+    for seed in range(steps_before):
+        step(engine, seed)
+    engine.save_checkpoint(tmp_path / "checkpoint")
+    drawn = torch.rand(3)
+    want = [step(engine, seed) for seed in (10, 11, 12)]
+
+    other = make_engine(tiny_model_path, single_rank, lora_rank=lora_rank)
+    step(other, 99)  # whatever it did before is replaced
+    other.load_checkpoint(tmp_path / "checkpoint")
+    assert torch.equal(torch.rand(3), drawn)
+    assert [step(other, seed) for seed in (10, 11, 12)] == want
+    weights = engine.full_state_dict()
+    for name, tensor in other.full_state_dict().items():
+        assert torch.equal(tensor, weights[name]), name
+
+
+def test_saving_changes_nothing(tiny_model_path, single_rank, tmp_path):
+    engine = make_engine(tiny_model_path, single_rank)
+    before = {name: tensor.clone() for name, tensor in engine.full_state_dict().items()}
+    engine.save_checkpoint(tmp_path / "checkpoint")  # before any step: the optimiser is empty
+    after = engine.full_state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert step(engine, 1) == step(make_engine(tiny_model_path, single_rank), 1)
+
+
+def test_the_schedule_counts_training_steps(tiny_model_path, single_rank):
+    engine = make_engine(tiny_model_path, single_rank)
+    rates = [step(engine, seed)[2] for seed in range(5)]
+    assert rates == pytest.approx([0.0, 1e-2 / 3, 2e-2 / 3, 1e-2, 1e-2])
+
+
+def test_a_tied_weight_is_gathered_once(tiny_model_path, single_rank):
+    names = make_engine(tiny_model_path, single_rank).full_state_dict()
+    assert "model.embed_tokens.weight" in names
+    assert "lm_head.weight" not in names
+
+
+def test_without_an_optimiser_the_model_is_frozen(tiny_model_path, single_rank):
+    engine = make_engine(tiny_model_path, single_rank, optim=None)
+    assert engine.optimizer is None
+    assert not any(parameter.requires_grad for parameter in engine.model.parameters())
+
+
+def test_mixed_precision_computes_in_bfloat16_on_float32_weights(tiny_model_path, single_rank):
+    fsdp = FSDPConfig(mixed_precision="bfloat16")
+    engine = make_engine(tiny_model_path, single_rank, fsdp=fsdp)
+    assert engine.model(torch.tensor([[4, 5, 6]])).logits.dtype == torch.bfloat16
+    loss, _, _ = step(engine, 1)
+    exact, _, _ = step(make_engine(tiny_model_path, single_rank), 1)
+    assert loss == pytest.approx(exact, rel=0.05)
+    assert loss != exact
+    assert {tensor.dtype for tensor in engine.full_state_dict().values()} == {torch.float32}
