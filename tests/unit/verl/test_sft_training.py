@@ -16,6 +16,8 @@ from verl.trainer.sft.worker import SFTWorker
 from verl.utils.errors import UserError
 from verl.workers.runtime import WorkerRuntime
 
+pytestmark = pytest.mark.usefixtures("single_rank")
+
 THINGS = ["table", "chair", "sink", "stove", "counter", "lighter"]
 
 
