@@ -61,6 +61,7 @@ def worker_environment(config: PPOConfig) -> dict[str, str]:
     return {
         "OMP_NUM_THREADS": str(config.trainer.cpu_threads_per_worker),
         "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # bars of several processes would overwrite the run's
     }
 
 
@@ -85,7 +86,7 @@ def start_ray(config: PPOConfig, device: str) -> None:
         num_cpus=num_cpus,
         include_dashboard=False,
         runtime_env=ray_init.runtime_env,
-        logging_level=logging.WARNING,
+        logging_level=logging.ERROR,
     )
 
 
