@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class WorkerRuntime:
-    """Decided once on the driver. `backend` is the collective library that fits `device`."""
+    """Decided once on the driver. `backend` names the collective libraries that fit `device`."""
 
     device: str  # cuda | cpu
     seed: int = 0
@@ -15,4 +15,5 @@ class WorkerRuntime:
 
     @property
     def backend(self) -> str:
-        return "nccl" if self.device == "cuda" else "gloo"
+        # offloaded gradients and counts of micro-batches are reduced on the CPU
+        return "cpu:gloo,cuda:nccl" if self.device == "cuda" else "gloo"
