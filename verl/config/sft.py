@@ -33,6 +33,7 @@ class SFTDataConfig:
     val_files: list[str] = field(default_factory=list)
     messages_key: str = "messages"  # holds [{"role": .., "content": ..}, ..]
     prompt_weight: float = 0.0  # loss weight of tokens outside the replies, which weigh 1
+    label_smoothing: float = 0.0  # share of each target that is spread over the vocabulary
     augment: str | None = None  # import path of f(messages, rng) -> messages; anew every epoch
     max_length: int = 2048  # tokens of a conversation
     truncation: str = "error"  # what a longer one meets: error, or right (its end is cut off)
@@ -133,6 +134,10 @@ def check_sft_config(config: SFTConfig) -> None:
     if data.prompt_weight < 0:
         raise UserError(
             f"data.prompt_weight={data.prompt_weight} must not be negative; 0 ignores prompts"
+        )
+    if not 0 <= data.label_smoothing < 1:
+        raise UserError(
+            f"data.label_smoothing={data.label_smoothing} is a share: 0 (off) up to below 1"
         )
     if not data.train_files:
         raise UserError("data.train_files is empty; name at least one file of conversations")

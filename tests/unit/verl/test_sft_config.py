@@ -38,6 +38,7 @@ def test_the_preset_of_the_small_policy_starts_from_random_weights():
         ("model.init=zeros", "model.init='zeros' is unknown"),
         ("trainer.device=tpu", "trainer.device='tpu' is unknown"),
         ("data.prompt_weight=-1", "data.prompt_weight=-1.0 must not be negative"),
+        ("data.label_smoothing=1", "data.label_smoothing=1.0 is a share"),
         ("data.max_length=1", "data.max_length=1 leaves nothing to predict"),
         ("data.train_files=[]", "data.train_files is empty"),
         ("data.train_files=[", "cannot read the override 'data.train_files=['"),

@@ -107,6 +107,24 @@ def test_the_loss_is_the_weighted_mean_of_the_log_likelihood(games, tmp_path):
     assert measured["sft/reply_loss"] == pytest.approx(reply_sum / replies, rel=1e-5)
 
 
+def test_label_smoothing_is_that_of_torch(games, tmp_path):
+    worker = started_worker(configured(games, tmp_path, "data.label_smoothing=0.1"))
+    examples = load_data(configured(games, tmp_path))[0].examples(0)[:2]
+    measured = worker.evaluate(to_batch(examples, ranks=1))
+    logits, targets = [], []
+    for example in examples:
+        ids = torch.from_numpy(example.ids)
+        learned = example.weight[1:] == 1
+        with torch.no_grad():
+            logits.append(worker._engine.model(input_ids=ids[None]).logits[0, :-1][learned])
+        targets.append(ids[1:][learned])
+    stacked, target = torch.cat(logits), torch.cat(targets)
+    expected = torch.nn.functional.cross_entropy(stacked, target, label_smoothing=0.1)
+    assert measured["sft/loss"] == pytest.approx(expected.item(), rel=1e-5)
+    plain = torch.nn.functional.cross_entropy(stacked, target)
+    assert measured["sft/reply_loss"] == pytest.approx(plain.item(), rel=1e-5)
+
+
 def test_micro_batches_and_empty_rows_change_neither_loss_nor_gradient(games, tmp_path):
     config = configured(games, tmp_path)
     examples = load_data(config)[0].examples(0)

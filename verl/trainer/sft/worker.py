@@ -18,7 +18,7 @@ from verl.protocol import DataProto
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.utils.errors import UserError
 from verl.utils.logging import setup_logging
-from verl.workers.forward import policy_forward
+from verl.workers.forward import ForwardInputs, active_logits, policy_statistics
 from verl.workers.fsdp_engine import FSDPEngine
 from verl.workers.fsdp_workers import EngineWorker
 from verl.workers.model_loading import (
@@ -82,14 +82,28 @@ class SFTWorker(EngineWorker):
     def _loss(self, micro: MicroBatch, sums: dict[str, float]) -> LossOutput:
         """`sums`: weight_sum and reply_tokens of the whole batch (see `batches.to_batch`)."""
         weight_BS: Tensor = micro.columns["loss_weight"]
-        log_prob_BS = policy_forward(self._engine.model, micro.inputs, 1.0).log_prob_N
-        loss = -(weight_BS * log_prob_BS).sum() / sums["weight_sum"]
+        logits_NV = active_logits(self._engine.model, micro.inputs)
+        log_prob_BS = policy_statistics(logits_NV, micro.inputs, temperature=1.0).log_prob_N
+        learned_BS = self._smoothed(log_prob_BS, logits_NV, micro.inputs)
+        loss = -(weight_BS * learned_BS).sum() / sums["weight_sum"]
         reply_sum = -log_prob_BS.detach()[weight_BS == 1].sum()
         metrics = {
             "sft/loss": loss.item(),
             "sft/reply_loss": reply_sum.item() / max(sums["reply_tokens"], 1),
         }
         return LossOutput(loss, metrics)
+
+    def _smoothed(self, log_prob_BS: Tensor, logits_NV: Tensor, inputs: ForwardInputs) -> Tensor:
+        """Label smoothing (arXiv 1512.00567): the target keeps 1 - s, the vocabulary shares s.
+
+        With log p_v = z_v - log Z the mean of log p over the vocabulary is log p_y - z_y + mean z.
+        """
+        share = self._config.data.label_smoothing
+        if share == 0:
+            return log_prob_BS
+        target_logit_N = logits_NV.gather(-1, inputs.target_N[:, None]).squeeze(-1)
+        excess_BS = inputs.to_rows((target_logit_N - logits_NV.mean(-1)).float())
+        return log_prob_BS - share * excess_BS
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def export_hf(self, path: str) -> None:
