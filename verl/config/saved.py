@@ -21,9 +21,7 @@ def load_saved(path: Path, overrides: list[str]) -> tuple[DictConfig, PPOConfig]
     if not path.is_file():
         raise UserError(f"{path} is missing; keep a checkpoint in the folder of the run it is from")
     saved = OmegaConf.load(path)
-    config, _ = compose_config(
-        [f"actor_rollout_ref.model.path={saved.actor_rollout_ref.model.path}"]
-    )
+    config, _ = compose_config(["actor_rollout_ref.model.path=saved"])  # a stand-in, replaced below
     config.env.val, config.env.options = {}, {}  # free-form: replaced, not merged
     try:
         config = OmegaConf.merge(config, saved, OmegaConf.from_dotlist(overrides))
