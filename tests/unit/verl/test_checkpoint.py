@@ -1,0 +1,69 @@
+"""Checkpoints of a run: complete or absent, found by the resume mode, the newest kept."""
+
+import pytest
+
+from verl.config.trainer import RunConfig
+from verl.trainer.main_eval import split_checkpoint
+from verl.trainer.ppo.checkpoint import CheckpointStore, load_driver_state
+from verl.utils.errors import UserError
+
+
+def store(folder, **options) -> CheckpointStore:
+    return CheckpointStore(RunConfig(default_local_dir=str(folder), **options))
+
+
+def write_weights(folder) -> None:
+    (folder / "actor").mkdir()
+
+
+def test_a_saved_state_comes_back_as_it_was(tmp_path):
+    state = {"step": 3, "world": {"drawn": [1, 2]}, "plugin": {"past": (0.5, 0.25)}, "tracker": {}}
+    store(tmp_path).save(3, state, write_weights)
+    found = store(tmp_path).find()
+    assert found.name == "global_step_3" and (found / "actor").is_dir()
+    assert load_driver_state(found) == state
+
+
+def test_a_failing_save_leaves_the_previous_checkpoint_in_charge(tmp_path):
+    store(tmp_path).save(1, {"step": 1}, write_weights)
+
+    def fail(folder):
+        write_weights(folder)
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        store(tmp_path).save(2, {"step": 2}, fail)
+    assert store(tmp_path).find().name == "global_step_1"
+    assert not (tmp_path / "global_step_2").exists()
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    kept = store(tmp_path, max_actor_ckpt_to_keep=2)
+    for step in (1, 2, 3):
+        kept.save(step, {"step": step}, write_weights)
+    assert sorted(p.name for p in tmp_path.glob("global_step_*")) == [
+        "global_step_2",
+        "global_step_3",
+    ]
+
+
+def test_the_resume_mode_decides_what_is_found(tmp_path):
+    store(tmp_path).save(1, {"step": 1}, write_weights)
+    chosen = store(tmp_path).save(2, {"step": 2}, write_weights)
+    assert store(tmp_path, resume_mode="disable").find() is None
+    assert store(tmp_path / "other").find() is None
+    by_path = store(tmp_path / "other", resume_mode="resume_path", resume_from_path=str(chosen))
+    assert by_path.find() == chosen
+
+
+@pytest.mark.parametrize("path", [None, "no/such/folder"])
+def test_a_path_that_is_no_checkpoint_is_refused(tmp_path, path):
+    with pytest.raises(UserError, match=r"driver\.pt"):
+        store(tmp_path, resume_mode="resume_path", resume_from_path=path).find()
+
+
+def test_an_evaluation_wants_exactly_one_checkpoint(tmp_path):
+    folder = store(tmp_path).save(1, {"step": 1}, write_weights)
+    assert split_checkpoint([f"checkpoint={folder}", "a=b"]) == (folder, ["a=b"])
+    with pytest.raises(UserError, match="exactly one"):
+        split_checkpoint(["a=b"])
