@@ -21,7 +21,8 @@ SMALL = [
     "data.train_batch_size=2",
     "env.rollout.n=2",
     "env.pool.slots_per_worker=2",
-    "env.val={l1: {name: L1_test, tasks: [find-living-thing], max_tasks: 2}}",
+    "env.val.held_out.tasks=[find-living-thing]",
+    "env.val.held_out.max_tasks=2",
     "actor_rollout_ref.rollout.workers=1",
     "actor_rollout_ref.actor.ppo_mini_batch_size=2",
     "algorithm.drop_zero_advantage_groups=false",
@@ -92,7 +93,7 @@ def test_a_run_leaves_everything_a_user_needs(finished):
         "global_step_3",
     ]
     recorded = json.loads((finished / "environment.json").read_text())
-    assert recorded["packages"]["torch"] and recorded["validation_sets"]["l1"]["n"] == 2
+    assert recorded["packages"]["torch"] and recorded["validation_sets"]["held_out"]["n"] == 2
     assert yaml.safe_load((finished / "config.yaml").read_text())["epo"]["enable"] is True
     assert list((finished / "rollouts").glob("train_*.jsonl"))
 
@@ -117,8 +118,8 @@ def test_every_step_is_tracked_once_with_the_promised_metrics(finished):
         "episode/success_rate",
         "timing_s/collect",
         "timing_s/update_actor",
-        "val/l1/sampled/success_rate",
-        "val/l1/greedy/success_low",
+        "val/held_out/sampled/success_rate",
+        "val/held_out/greedy/success_low",
         "perf/throughput",
     ):
         assert name in names, name

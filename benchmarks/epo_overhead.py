@@ -1,0 +1,104 @@
+"""What EPO adds to the training phase: actor updates with and without it, in turn, in one run.
+
+python benchmarks/epo_overhead.py [--pairs 15] [--vocab 16384]
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from epo.config import EPOConfig
+from epo.plugin import build
+from verl.config.actor import ActorConfig
+from verl.config.model import FSDPConfig, ModelConfig
+from verl.config.optim import OptimConfig
+from verl.protocol import DataProto
+from verl.trainer.ppo.aggregation import loss_normalizers, trajectory_token_weights
+from verl.utils.logging import setup_logging
+from verl.workers.actor.dp_actor import DataParallelPPOActor
+from verl.workers.fsdp_engine import FSDPEngine
+from verl.workers.interfaces import EntropyRegularizer, StepContext
+from verl.workers.model_loading import load_causal_lm
+from verl.workers.runtime import WorkerRuntime
+
+logger = logging.getLogger("epo_overhead")
+
+ROWS, PROMPT, RESPONSE, TURN = 16, 48, 120, 12
+
+
+def mini_batch(vocab: int) -> DataProto:
+    """Trajectories of turns of `TURN` positions, half of them sampled tokens."""
+    generator = torch.Generator().manual_seed(0)
+    position = torch.arange(RESPONSE).expand(ROWS, -1)
+    mask = ((position % TURN) < TURN // 2).long()
+    turn_ids = torch.where(mask.bool(), position // TURN, -1)
+    weight = trajectory_token_weights(np.arange(ROWS), turn_ids, mask)
+    columns = {
+        "input_ids": torch.randint(0, vocab, (ROWS, PROMPT + RESPONSE), generator=generator),
+        "attention_mask": torch.ones(ROWS, PROMPT + RESPONSE, dtype=torch.long),
+        "response_mask": mask,
+        "old_log_probs": torch.full((ROWS, RESPONSE), -3.0),
+        "advantages": torch.randn(ROWS, RESPONSE, generator=generator),
+        "turn_ids": turn_ids,
+        "trajectory_weight": weight,
+    }
+    state = {"reference": 1.0, "lower": 0.5, "upper": 1.5, "beta": 1.5}
+    meta = {"temperature": 1.0, "step_context": StepContext(1, 10, state), **loss_normalizers(mask)}
+    return DataProto.from_single_dict(columns, meta_info=meta)
+
+
+def actor(path: str, regularizer: EntropyRegularizer | None) -> DataParallelPPOActor:
+    config = ActorConfig(optim=OptimConfig(lr=1e-5))
+    engine = FSDPEngine(
+        lambda dtype, **where: load_causal_lm(ModelConfig(path=path), dtype, **where),
+        FSDPConfig(),
+        WorkerRuntime("cpu"),
+        config.optim,
+        total_steps=100,
+    )
+    return DataParallelPPOActor(config, engine, regularizer=regularizer)
+
+
+def seconds(trained: DataParallelPPOActor, batch: DataProto) -> float:
+    start = time.perf_counter()
+    trained.update_policy(batch.batch, batch.meta_info)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    setup_logging()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--vocab", type=int, default=16384)
+    options = parser.parse_args()
+    shape = LlamaConfig(
+        vocab_size=options.vocab, hidden_size=256, intermediate_size=768, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=4, tie_word_embeddings=True,
+    )  # fmt: skip
+    with TemporaryDirectory() as folder:
+        path = str(Path(folder) / "model")
+        LlamaForCausalLM(shape).save_pretrained(path)
+        plain, with_epo = actor(path, None), actor(path, build(EPOConfig(enable=True)).regularizer)
+    batch = mini_batch(options.vocab)
+    seconds(plain, batch), seconds(with_epo, batch)  # warm up
+    pairs = [(seconds(with_epo, batch), seconds(plain, batch)) for _ in range(options.pairs)]
+    ratios = sorted(epo / off for epo, off in pairs)
+    logger.info(
+        "update with EPO / without, %d pairs, vocabulary %d: median %.3f (%.3f to %.3f); "
+        "without: median %.2f s",
+        len(pairs), options.vocab, statistics.median(ratios), ratios[0], ratios[-1],
+        statistics.median(off for _, off in pairs),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
