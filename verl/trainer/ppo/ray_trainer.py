@@ -60,6 +60,14 @@ class RayPPOTrainer:
         """Train from the restored step to the last one."""
         run = self.config.trainer
         self.restore()
+        if self.step >= self.total_steps and not run.val_only:
+            logger.warning(
+                "%s already has all of its %d steps; raise trainer.total_training_steps or choose "
+                "another trainer.experiment_name",
+                self.checkpoints.root,
+                self.total_steps,
+            )
+            return
         self.sync_weights()
         self.timer = PhaseTimer()
         if run.val_only or (self.step == 0 and run.val_before_train):
