@@ -101,9 +101,6 @@ def test_a_run_leaves_everything_a_user_needs(finished):
 def test_every_step_is_tracked_once_with_the_promised_metrics(finished):
     steps = [m["training/global_step"] for m in metrics(finished) if "actor/pg_loss" in m]
     assert steps == [1, 2, 3]
-    last = (
-        metrics(finished)[-2] if "actor/pg_loss" in metrics(finished)[-2] else metrics(finished)[-1]
-    )
     names = set().union(*metrics(finished))
     for name in (
         "epo/beta",

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from verl.config.compat import FLAG_ALIASES, FLAGS
-from verl.config.compose import load_schemas
-from verl.config.keys import ConfigKeys, dataclass_in
+from verl.config.compose import CONFIG_DIR, load_schemas, presets
+from verl.config.keys import GROUPS, ConfigKeys, dataclass_in
 from verl.config.root import PPOConfig
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
@@ -24,8 +24,8 @@ INTRODUCTION = """# Configuration
 Generated from the dataclasses by `python -m verl.config.docs`; edit those.
 
 Every key can be set on the command line of `python -m verl.trainer.main_ppo`, for example
-`trainer.seed=1`. Presets: `--config-name quickstart`, `env=sciworld|alfworld`, `algo=ppo|grpo`,
-`epo=off|sciworld|alfworld|two_sided|published`; they live in `verl/trainer/config`.
+`trainer.seed=1`. Presets live in `verl/trainer/config`:
+
 """
 FLAGS_INTRODUCTION = """
 ## Flags of `examples/general_running_server.sh`
@@ -50,7 +50,7 @@ def page() -> str:
     """The whole page."""
     keys = ConfigKeys(load_schemas())
     sections = [_section(name, node(), keys) for name, node in keys.fields(PPOConfig).items()]
-    return INTRODUCTION + "".join(sections) + FLAGS_INTRODUCTION + _flag_rows()
+    return INTRODUCTION + _preset_list() + "".join(sections) + FLAGS_INTRODUCTION + _flag_rows()
 
 
 def rows(defaults: Any, prefix: str, keys: ConfigKeys) -> Iterator[Row]:
@@ -94,6 +94,11 @@ def _comment_at(statement: ast.AnnAssign, by_line: dict[int, tuple[str, bool]]) 
     last = statement.end_lineno or statement.lineno
     inside = [by_line[n][0] for n in range(statement.lineno, last + 1) if n in by_line]
     return " ".join(above + inside)
+
+
+def _preset_list() -> str:
+    choices = {"--config-name ": CONFIG_DIR} | {f"{group}=": CONFIG_DIR / group for group in GROUPS}
+    return "".join(f"- `{start}{'|'.join(presets(at))}`\n" for start, at in choices.items())
 
 
 def _section(name: str, defaults: Any, keys: ConfigKeys) -> str:

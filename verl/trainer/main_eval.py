@@ -32,6 +32,7 @@ def main(arguments: list[str]) -> None:
             f"trainer.resume_from_path={checkpoint}",
             "trainer.logger=[console]",
             f"trainer.default_local_dir={output}",
+            f"trainer.rollout_data_dir={output}/rollouts",
             *overrides,
         ],
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,6 +66,7 @@ def training_run(config: PPOConfig, resolved: Any) -> Iterator[RayPPOTrainer]:
     world: AgentWorld = load_object(config.actor_rollout_ref.rollout.agent_world)(config)
     world.check()
     plugin = load_plugin(config)
+    CheckpointStore(config.trainer).find()
     run_dir.mkdir(parents=True, exist_ok=True)
     setup_logging(file=run_dir / "run.log")
     record_run(run_dir, config, resolved, world)
@@ -103,7 +105,9 @@ def load_plugin(config: PPOConfig) -> Plugin | None:
 def start_tracker(config: PPOConfig, resolved: Any, run_dir: Path) -> Tracking:
     """A resumed run goes on in the same files and the same W&B run, after the restored step."""
     folder = CheckpointStore(config.trainer).find()
-    state = load_driver_state(folder) if folder is not None else {"tracker": None, "step": None}
+    state = {"tracker": None, "step": None}
+    if folder is not None and folder.parent == run_dir:  # not a checkpoint of another run
+        state = load_driver_state(folder)
     return Tracking(
         config.trainer.project_name,
         config.trainer.experiment_name,
@@ -148,6 +152,8 @@ def installed_versions() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """The commit of this source tree, with `-dirty` for uncommitted changes; None outside git."""
+    if shutil.which("git") is None:
+        return None
     described = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=40"],
         cwd=Path(__file__).parent,

@@ -108,18 +108,19 @@ def find_latest(folder: str | Path) -> Path | None:
     return found[newest]
 
 
-def prune(folder: str | Path, keep: int) -> None:
+def prune(folder: str | Path, keep: int | None) -> None:
     """Delete all checkpoints but the newest `keep` and the pointer's, and what crashes left behind.
 
-    A checkpoint is renamed before it is deleted, so none is ever left half.
+    With `keep` None all finished checkpoints stay. A checkpoint is renamed before it is deleted, so
+    none is ever left half.
 
     Raises:
         ValueError: `keep` is below 1.
     """
-    if keep < 1:
+    if keep is not None and keep < 1:
         raise ValueError(f"keep={keep} would delete the newest checkpoint; keep at least 1")
     found = checkpoints(folder)
-    kept = {*list(found)[-keep:], read_latest(folder)}
+    kept = {*list(found)[-keep if keep else 0 :], read_latest(folder)}
     for step, path in found.items():
         if step not in kept:
             shutil.rmtree(_set_aside(path))

@@ -126,3 +126,26 @@ def test_episodes_that_earned_the_same_by_other_ways_carry_no_signal():
     )
     batch = add_advantages(batch, AlgorithmConfig(adv_estimator="grpo"))
     assert rows_with_signal(batch).tolist() == []
+
+
+def test_a_group_with_signal_keeps_its_average_member():
+    # rewards 0, 5, 10: the advantage of the middle one is 0, but the group has a signal
+    batch = rollout(
+        scores=[[0.0], [5.0], [10.0]], mask=[[1]] * 3, traj=["a", "b", "c"], uid=["g"] * 3,
+        turn=[0] * 3,
+    )  # fmt: skip
+    batch = add_advantages(batch, AlgorithmConfig(adv_estimator="grpo"))
+    assert batch.batch["advantages"][1, 0] == 0
+    assert rows_with_signal(batch).tolist() == [0, 1, 2]
+
+
+def test_a_trajectory_left_alone_in_its_group_teaches_nothing():
+    batch = rollout(
+        scores=[[10.0], [0.0], [10.0]], mask=[[1]] * 3, traj=["a", "b", "c"],
+        uid=["g", "g", "h"], turn=[0] * 3,
+    )  # fmt: skip
+    advantages = add_advantages(
+        batch, AlgorithmConfig(adv_estimator="grpo", norm_adv_by_std_in_grpo=False)
+    ).batch["advantages"]
+    # g: rewards 10 and 0, mean 5. h lost its other members: nothing to compare with
+    assert advantages.flatten().tolist() == [5, -5, 0]

@@ -15,6 +15,12 @@ from verl.trainer.ppo.aggregation import dense_ids
 from verl.trainer.ppo.core_algos import AdvantageEstimator, get_adv_estimator_fn
 from verl.trainer.ppo.kl import kl_in_reward
 
+UNGROUPED_ESTIMATORS = {
+    AdvantageEstimator.GAE,
+    AdvantageEstimator.REINFORCE_PLUS_PLUS,
+    AdvantageEstimator.REMAX,
+}
+
 
 def token_level_rewards(
     batch: DataProto, config: PPOConfig, kl_coef: float
@@ -59,7 +65,7 @@ def add_advantages(batch: DataProto, config: AlgorithmConfig) -> DataProto:
         norm_adv_by_std_in_grpo=config.norm_adv_by_std_in_grpo,
         config=config,
     )
-    batch.batch["advantages"] = advantages
+    batch.batch["advantages"] = advantages * has_company(batch, config)[:, None]
     batch.batch["returns"] = returns
     return batch
 
@@ -86,7 +92,24 @@ def last_active(mask_BT: torch.Tensor) -> torch.Tensor:
     return (positions * mask_BT).amax(dim=-1)
 
 
+def has_company(batch: DataProto, config: AlgorithmConfig) -> torch.Tensor:
+    """(R,) False where an environment's failure left a trajectory alone in its group.
+
+    Nothing is there to compare it with, so it teaches nothing. Estimators without groups keep all.
+    """
+    everyone = torch.ones(len(batch), dtype=torch.bool)
+    if config.adv_estimator in UNGROUPED_ESTIMATORS:
+        return everyone
+    group_B = dense_ids(batch.non_tensor_batch["uid"])
+    trajectory_B = dense_ids(batch.non_tensor_batch["traj_uid"])
+    pairs = torch.unique(torch.stack([group_B, trajectory_B]), dim=1)
+    sizes = torch.bincount(pairs[0])
+    return sizes[group_B] > 1 if int(sizes.max()) > 1 else everyone
+
+
 def rows_with_signal(batch: DataProto) -> np.ndarray:
-    """Indices of the rows whose advantages are not all zero (groups that all earned the same)."""
-    active = (batch.batch["advantages"] * batch.batch["response_mask"]).abs().amax(dim=-1)
-    return np.flatnonzero((active > 0).numpy())
+    """Indices of the rows of groups in which not all advantages are zero."""
+    active_B = (batch.batch["advantages"] * batch.batch["response_mask"]).abs().amax(dim=-1)
+    group_B = dense_ids(batch.non_tensor_batch["uid"])
+    rows_with_any = torch.bincount(group_B, weights=(active_B > 0).double())
+    return np.flatnonzero((rows_with_any[group_B] > 0).numpy())

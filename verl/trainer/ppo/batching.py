@@ -15,7 +15,20 @@ from verl.trainer.ppo.aggregation import loss_normalizers, trajectory_token_weig
 from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
 
 PADDING_UID = "padding"
-EMPTIED_COLUMNS = {"response_mask", "trajectory_weight", "token_weight", "token_level_scores"}
+# What workers read; the rest of a rollout stays on the driver.
+WORKER_COLUMNS = {
+    "input_ids", "attention_mask", "response_mask", "turn_ids", "old_log_probs", "ref_log_prob",
+    "advantages", "returns", "values",
+}  # fmt: skip
+EMPTIED_COLUMNS = {"response_mask", "trajectory_weight", "token_weight"}
+
+
+def worker_view(batch: DataProto) -> DataProto:
+    """`batch` without the columns that no worker reads: they need not cross a process."""
+    return batch.select(
+        batch_keys=sorted(WORKER_COLUMNS & set(batch.batch.keys())),
+        non_tensor_batch_keys=["uid", "traj_uid"],
+    )
 
 
 def pad_rows(batch: DataProto, divisor: int) -> DataProto:
@@ -29,9 +42,9 @@ def pad_rows(batch: DataProto, divisor: int) -> DataProto:
         padded.batch[key][-missing:] = 0
     padded.batch["turn_ids"][-missing:] = -1
     # One real token is left: a row without any would divide by zero in attention.
-    width = padded.batch["prompts"].shape[1]
-    padded.batch["attention_mask"][-missing:] = 0
-    padded.batch["attention_mask"][-missing:, width - 1] = 1
+    attention, responses = padded.batch["attention_mask"], padded.batch["response_mask"]
+    attention[-missing:] = 0
+    attention[-missing:, attention.shape[1] - responses.shape[1] - 1] = 1
     for key in ("uid", "traj_uid"):
         padded.non_tensor_batch[key] = padded.non_tensor_batch[key].copy()
         padded.non_tensor_batch[key][-missing:] = PADDING_UID

@@ -38,8 +38,7 @@ class CheckpointStore:
             save_workers(folder)
             torch.save(driver_state, folder / DRIVER_FILE)
         write_latest(self.root, step)
-        if self._config.max_actor_ckpt_to_keep is not None:
-            prune(self.root, self._config.max_actor_ckpt_to_keep)
+        prune(self.root, self._config.max_actor_ckpt_to_keep)
         logger.info("checkpoint of step %d: %s", step, target)
         return target
 

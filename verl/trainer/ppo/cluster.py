@@ -17,6 +17,7 @@ from verl.single_controller.ray.base import (
     RayWorkerGroup,
     create_colocated_worker_cls,
 )
+from verl.utils.errors import UserError
 from verl.workers.fsdp_workers import ActorRolloutRefWorker, CriticWorker
 from verl.workers.interfaces import AgentWorld, EntropyRegularizer
 from verl.workers.rollout.group import RolloutGroup, RolloutPlacement
@@ -74,20 +75,27 @@ def rollout_worker_count(config: PPOConfig) -> int:
 def start_ray(config: PPOConfig, device: str) -> None:
     """Join the cluster at `ray_kwargs.ray_init.address`, or start one on this machine.
 
-    On a CPU a worker is a process, not a core: the local cluster has logical room for all of them.
+    A worker is a process, not a core: the local cluster has logical room for all of them.
+
+    Raises:
+        UserError: there is no cluster at the address.
     """
     ray_init = config.ray_kwargs.ray_init
+    options = {"runtime_env": ray_init.runtime_env, "logging_level": logging.ERROR}
     if ray_init.address is not None:
-        ray.init(address=ray_init.address, runtime_env=ray_init.runtime_env, log_to_driver=True)
+        try:
+            ray.init(address=ray_init.address, **options)
+        except (ConnectionError, ValueError) as error:
+            raise UserError(
+                f"no Ray cluster answers at ray_kwargs.ray_init.address={ray_init.address} "
+                f"({error}); start one with `ray start --head`, or leave the address out"
+            ) from error
         return
-    wanted = config.trainer.n_gpus_per_node + rollout_worker_count(config) + 1
-    num_cpus = ray_init.num_cpus or max(os.cpu_count() or 1, wanted if device == "cpu" else 1)
-    ray.init(
-        num_cpus=num_cpus,
-        include_dashboard=False,
-        runtime_env=ray_init.runtime_env,
-        logging_level=logging.ERROR,
-    )
+    places = config.trainer.n_gpus_per_node * (GROUPS_PER_GPU if device == "cuda" else 1)
+    wanted = places + rollout_worker_count(config) + 1
+    num_cpus = ray_init.num_cpus or max(os.cpu_count() or 1, wanted)
+    # "local": a RAY_ADDRESS in the environment must not decide where a run goes
+    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
 
 
 def start_workers(

@@ -12,7 +12,7 @@ import numpy as np
 from verl.config.root import PPOConfig
 from verl.protocol import DataProto
 from verl.trainer.ppo.advantage_stage import add_advantages, rows_with_signal, token_level_rewards
-from verl.trainer.ppo.batching import gather, mini_batches, spread
+from verl.trainer.ppo.batching import gather, mini_batches, spread, worker_view
 from verl.trainer.ppo.checkpoint import CheckpointStore, load_driver_state
 from verl.trainer.ppo.cluster import Workers, needs_reference
 from verl.trainer.ppo.core_algos import get_kl_controller
@@ -23,6 +23,7 @@ from verl.trainer.ppo.metric_utils import (
 )
 from verl.trainer.ppo.rollout_log import RolloutLog
 from verl.trainer.ppo.validation import Validator
+from verl.utils.errors import UserError
 from verl.utils.logging import progress
 from verl.utils.metric import reduce_metrics
 from verl.utils.timing import PhaseTimer
@@ -59,27 +60,18 @@ class RayPPOTrainer:
     def fit(self) -> None:
         """Train from the restored step to the last one."""
         run = self.config.trainer
-        self.restore()
-        if self.step >= self.total_steps and not run.val_only:
-            logger.warning(
-                "%s already has all of its %d steps; raise trainer.total_training_steps or choose "
-                "another trainer.experiment_name",
-                self.checkpoints.root,
-                self.total_steps,
-            )
-            return
+        restored = self.restore()
         self.sync_weights()
-        self.timer = PhaseTimer()
         if run.val_only or (self.step == 0 and run.val_before_train):
             self.track(self.validate())
         if run.val_only:
             return
         for _ in progress(range(self.step, self.total_steps), "training"):
             self.train_step()
-        if not self.is_due(run.test_freq) and run.val_after_train:
-            self.track(self.validate())
-        if self.step and not self.is_due(run.save_freq):
+        if self.step > restored and not self.is_due(run.save_freq):
             self.save()
+        if run.val_after_train and not self.is_due(run.test_freq):
+            self.track(self.validate())
 
     def train_step(self) -> None:
         """One rollout and the updates on it."""
@@ -92,10 +84,9 @@ class RayPPOTrainer:
             self.sync_weights()
         if self.is_due(self.config.trainer.test_freq):
             metrics |= self.validate()
+        # Tracked before it is saved: a run that dies in between repeats the step, it does not lose
+        # the line. The time of saving shows up in the next line.
         self.track(metrics | self.batch_metrics(batch))
-        self.timer = PhaseTimer()
-        # Tracked first: a run that dies here repeats the step, it does not lose the line. The time
-        # of saving shows up in the next step.
         if self.is_due(self.config.trainer.save_freq):
             self.save()
 
@@ -116,7 +107,7 @@ class RayPPOTrainer:
         temperature = self.config.actor_rollout_ref.rollout.temperature
         batch.meta_info["temperature"] = temperature
         ranks = self.workers.actor.world_size
-        shared, order = spread(batch, ranks, self.config.trainer.balance_batch)
+        shared, order = spread(worker_view(batch), ranks, self.config.trainer.balance_batch)
         with self.timer("old_log_prob"):
             results = [self.workers.actor.compute_log_prob(shared)]
         if needs_reference(self.config):
@@ -163,11 +154,11 @@ class RayPPOTrainer:
         return metrics
 
     def _run_updates(self, update: Any, batch: DataProto, config: Any, weights: bool) -> dict:
-        """`config`: ActorConfig or CriticConfig. Metrics are means over the mini-batches."""
+        """`config`: ActorConfig or CriticConfig. Metrics: means over mini-batches, counts: sums."""
         rng = np.random.default_rng([self.config.trainer.seed, self.step])
         collected = defaultdict(list)
         for mini_batch in mini_batches(
-            batch,
+            worker_view(batch),
             config.ppo_mini_batch_size,
             epochs=config.ppo_epochs,
             ranks=self.workers.actor.world_size,
@@ -177,23 +168,22 @@ class RayPPOTrainer:
         ):
             for name, value in update(mini_batch).meta_info["metrics"].items():
                 collected[name].append(value)
-        return reduce_metrics(collected)
+        skipped = {k: sum(v) for k, v in collected.items() if k.endswith("/skipped_steps")}
+        return reduce_metrics(collected) | skipped
 
     def step_context(self) -> StepContext:
         state = self.plugin.hook.context_state(self.step, self.total_steps) if self.plugin else {}
         return StepContext(self.step, self.total_steps, state)
 
     def observe(self, batch: DataProto) -> dict[str, float]:
-        """Entropy metrics; the plugin takes the rollout's entropies in, as its next step's past."""
-        metrics: dict[str, float] = {}
-        entropy, mask = batch.batch["entropys"], batch.batch["response_mask"]
-        threshold = self.config.trainer.log_entropy_above
-        if threshold is not None:
-            share = ((entropy > threshold) & mask.bool()).sum() / mask.sum()
-            metrics["training/entropy_above_share"] = float(share)
+        """Token metrics; the plugin takes the rollout's entropies in, as its next step's past."""
+        metrics = token_metrics(batch, self.config.trainer.log_entropy_above)
         if self.plugin is not None:
             observation = EntropyObservation(
-                entropy, mask, batch.batch["turn_ids"], batch.non_tensor_batch["traj_uid"]
+                batch.batch["entropys"],
+                batch.batch["response_mask"],
+                batch.batch["turn_ids"],
+                batch.non_tensor_batch["traj_uid"],
             )
             metrics |= self.plugin.hook.after_step(self.step, observation)
         return metrics
@@ -226,16 +216,27 @@ class RayPPOTrainer:
         if self.workers.critic is not None:
             self.workers.critic.save_checkpoint(str(folder / "critic"))
 
-    def restore(self) -> None:
-        """Continue from the checkpoint that `trainer.resume_mode` names, if there is one."""
+    def restore(self) -> int:
+        """Continue from the checkpoint that `trainer.resume_mode` names. Returns its step, or 0.
+
+        Raises:
+            UserError: the checkpoint is of a run with other tasks or other entropy settings.
+        """
         folder = self.checkpoints.find()
         if folder is None:
-            return
+            return 0
         logger.info("resuming from %s", folder)
         self.workers.actor.load_checkpoint(str(folder / "actor"))
         if self.workers.critic is not None:
             self.workers.critic.load_checkpoint(str(folder / "critic"))
-        self.load_state_dict(load_driver_state(folder))
+        try:
+            self.load_state_dict(load_driver_state(folder))
+        except ValueError as error:
+            raise UserError(
+                f"cannot resume from {folder}: {error}; keep the run's settings, or start afresh "
+                "under another trainer.experiment_name"
+            ) from error
+        return self.step
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides the next step, except what the workers save themselves."""
@@ -249,6 +250,8 @@ class RayPPOTrainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
+        if self.config.trainer.val_only:  # an evaluation may have other tasks
+            return
         self.world.load_state_dict(state["world"])
         self.kl_controller.load_state_dict(state["kl_controller"])
         if self.plugin is not None and state["plugin"] is not None:
@@ -258,14 +261,35 @@ class RayPPOTrainer:
         """What the batch itself tells, and where the time went."""
         seconds = self.timer.seconds
         batch.meta_info["global_token_num"] = batch.batch["attention_mask"].sum(-1).tolist()
-        return {
+        metrics = {
             **compute_data_metrics(batch, use_critic=self.workers.critic is not None),
             **compute_timing_metrics(batch, seconds),
             **compute_throughout_metrics(batch, seconds, n_gpus=self.workers.actor.world_size),
         }
+        # A batch is as wide as its longest row, so some row would always count as clipped.
+        return {k: v for k, v in metrics.items() if not k.endswith("/clip_ratio")}
 
     def track(self, metrics: dict[str, float]) -> None:
-        self.tracker.log({**metrics, "training/global_step": self.step}, step=self.step)
+        """Log the metrics with the seconds since the last line."""
+        seconds = {f"timing_s/{phase}": value for phase, value in self.timer.seconds.items()}
+        self.tracker.log({**seconds, **metrics, "training/global_step": self.step}, step=self.step)
+        self.timer = PhaseTimer()
+
+
+def token_metrics(batch: DataProto, entropy_threshold: float | None) -> dict[str, float]:
+    """How far engine and trainer disagree on the sampled tokens' probabilities (0 to 1), and the
+    share of tokens whose entropy is above the threshold."""
+    active = batch.batch["response_mask"].bool()
+    sampled = batch.batch["rollout_log_probs"][active].exp()
+    difference = (sampled - batch.batch["old_log_probs"][active].exp()).abs()
+    metrics = {
+        "training/rollout_probs_diff_mean": float(difference.mean()),
+        "training/rollout_probs_diff_max": float(difference.max()),
+    }
+    if entropy_threshold is not None:
+        above = batch.batch["entropys"][active] > entropy_threshold
+        metrics["training/entropy_above_share"] = float(above.float().mean())
+    return metrics
 
 
 def total_training_steps(config: PPOConfig) -> int:
