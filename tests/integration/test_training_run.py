@@ -120,7 +120,6 @@ def test_every_step_is_tracked_once_with_the_promised_metrics(finished):
         "perf/throughput",
     ):
         assert name in names, name
-    assert last["training/global_step"] == 3
 
 
 def test_rollouts_tell_what_was_played(finished):
