@@ -12,15 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from agent_system.adapters.loop_thread import LoopThread
 from agent_system.config import PoolConfig
 from agent_system.environments.pool import EnvPool
 from agent_system.environments.registry import get_env_package
 from agent_system.interfaces import PromptBuilder
 from agent_system.multi_turn_rollout import TrajectoryCollector
-from agent_system.types import Episode, SamplingParams, Task, Trajectory
+from agent_system.multi_turn_rollout.conversation import ChatTemplate
+from agent_system.types import Episode, Observation, SamplingParams, Task, Trajectory
 from verl.config.root import PPOConfig
 from verl.utils.errors import UserError
+from verl.utils.logging import setup_logging
 from verl.workers.model_loading import load_tokenizer
 from verl.workers.rollout.base import build_engine
 
@@ -37,17 +41,21 @@ class RolloutWorker:
         if not 0 <= rank < num_workers:
             raise ValueError(f"rank={rank} is not one of {num_workers} rollout workers")
         self._config = config
-        self._rank = rank
+        self._name = f"rollout_{rank:03d}"
+        self._run_dir = Path(config.trainer.default_local_dir)
         self._device = device
         self._resources = ExitStack()
 
     def start(self) -> None:
         """Returns when the engine and every environment slot is up.
 
+        All logging of this process goes to the console and `rollout_<rank>.log` in the run folder.
+
         Raises:
             UserError: a setting of the environment, the prompt budget or the tokenizer is wrong.
             EnvPoolError: the environment does not start.
         """
+        setup_logging(file=self._run_dir / f"{self._name}.log", worker=self._name)
         config, policy = self._config, self._config.actor_rollout_ref
         with ExitStack() as resources:
             with user_errors():
@@ -64,7 +72,7 @@ class RolloutWorker:
                 self._engine = build_engine(policy, self._device, max_model_len(config))
             resources.callback(self._engine.close)
             self._engine.start()
-            self._loop = LoopThread(name=f"rollout-{self._rank}")
+            self._loop = LoopThread(name=self._name)
             resources.callback(self._loop.close)
             self._loop.run(self._wait_for_slots())
             self._resources = resources.pop_all()
@@ -93,9 +101,8 @@ class RolloutWorker:
     def _pool_config(self) -> PoolConfig:
         """Every worker has a log folder of its own: slots are numbered from 0 in each."""
         pool = self._config.env.pool
-        if pool.log_dir is None:
-            return pool
-        return replace(pool, log_dir=str(Path(pool.log_dir) / f"rollout_{self._rank:03d}"))
+        log_dir = Path(pool.log_dir or self._run_dir / "env_logs")
+        return replace(pool, log_dir=str(log_dir / self._name))
 
     async def _wait_for_slots(self) -> None:
         async with AsyncExitStack() as stack:
@@ -108,14 +115,25 @@ def check_environment(config: PPOConfig) -> None:
 
     Raises:
         UserError: unknown environment or option, something it needs is not installed, an empty
-            task list, no room for a prompt.
+            task list, no room for a prompt, a chat template that is missing or refuses.
     """
     prompt_budget(config)
-    build_prompts(config)
+    prompts = build_prompts(config)
     with user_errors():
         get_env_package(config.env.env_name).check()
     for which in ("train", *config.env.val):
         load_tasks(config, which)
+    with user_errors():
+        write_sample_conversation(config, prompts)
+
+
+def write_sample_conversation(config: PPOConfig, prompts: PromptBuilder) -> None:
+    """One prompt of each kind. Raises ValueError or UserError when the tokenizer cannot."""
+    chat = ChatTemplate(load_tokenizer(config.actor_rollout_ref.model))
+    observation = Observation("-")
+    chat.opening(prompts.system("-"), prompts.first("-", observation))
+    if config.env.context.kind == "trajectory":
+        chat.continuation(np.empty(0, dtype=np.int32), prompts.next(observation))
 
 
 def load_tasks(config: PPOConfig, which: str) -> list[Task]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from jinja2 import TemplateError
 
 from agent_system.config import ContextConfig
 from agent_system.interfaces import PromptBuilder
@@ -45,7 +46,7 @@ class ChatTemplate:
         self._tokenizer = tokenizer
 
     def opening(self, system: str | None, user: str) -> np.ndarray:
-        """Tokens up to the first response, (T,)."""
+        """Tokens up to the first response, (T,). Raises ValueError when the template refuses."""
         messages = [] if system is None else [{"role": "system", "content": system}]
         return self._encode(self._render([*messages, {"role": "user", "content": user}]))
 
@@ -55,6 +56,9 @@ class ChatTemplate:
         They hold what the template puts after a reply (the end-of-turn token, a line break), the
         user message and the next generation prompt. What of this the policy has sampled itself is
         left out: normally the end-of-turn token, nothing after a cut by length or stop string.
+
+        Raises:
+            ValueError: the template refuses the conversation, or loses its replies.
         """
         rendered = self._render(
             [
@@ -79,9 +83,16 @@ class ChatTemplate:
         )
 
     def _render(self, messages: list[dict[str, str]]) -> str:
-        return self._tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
+        try:
+            return self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise ValueError(
+                f"the chat template of '{self._tokenizer.name_or_path}' refuses a conversation of "
+                f"{roles} ({error}); put another chat_template.jinja beside its tokenizer"
+            ) from error
 
     def _encode(self, text: str) -> np.ndarray:
         # The template writes BOS and the like itself; the tokenizer must not add them once more.

@@ -24,6 +24,7 @@ from agent_system.config import (
 from agent_system.types import Episode, SamplingParams
 from verl.config.algorithm import DataConfig
 from verl.config.root import PPOConfig
+from verl.config.trainer import RunConfig
 from verl.workers.weight_sync import pack_weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -79,19 +80,20 @@ def cluster():
     ray.shutdown()
 
 
-def make_config(model_path, kind, log_dir):
+def make_config(model_path, kind, run_dir):
     config = PPOConfig(
         env=EnvConfig(
             max_steps=4,
             rollout=GroupConfig(n=2),
             context=ContextConfig(kind=kind, history_length=2),
             action_format=ActionFormatConfig(kind="plain"),
-            pool=PoolConfig(slots_per_worker=2, log_dir=str(log_dir)),
+            pool=PoolConfig(slots_per_worker=2),
             train=TaskSetConfig(tasks=["find-living-thing", "find-animal"], max_tasks=2),
             val={},
             options={"observation": "compact"},
         ),
         epo=None,
+        trainer=RunConfig(default_local_dir=str(run_dir)),
         data=DataConfig(max_prompt_length=400, max_response_length=6),
     )
     config.actor_rollout_ref.model.path = str(model_path)
@@ -146,7 +148,7 @@ def recomputed_log_probs(model, batch):
 
 @pytest.mark.parametrize("kind", ["trajectory", "turn"])
 def test_a_rollout_through_ray_trains_on_what_was_sampled(cluster, model_path, tmp_path, kind):
-    config = make_config(model_path, kind, tmp_path / "logs")
+    config = make_config(model_path, kind, tmp_path)
     check_environment(config)
     episodes = make_episodes(config)
     worker = start_worker(config)
@@ -187,7 +189,7 @@ def test_a_rollout_through_ray_trains_on_what_was_sampled(cluster, model_path, t
 
 
 def test_a_killed_worker_leaves_no_environment_process(cluster, model_path, tmp_path):
-    worker = start_worker(make_config(model_path, "trajectory", tmp_path / "logs"))
+    worker = start_worker(make_config(model_path, "trajectory", tmp_path))
     processes = processes_of(worker)
     assert any("java" in process.name() for process in processes)
     ray.kill(worker)

@@ -1,9 +1,13 @@
 """The rollout worker's settings, and the event loop behind its generator."""
 
 import asyncio
+import logging
 import threading
+from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from agent_system.adapters.loop_thread import LoopThread
 from agent_system.adapters.ray import (
@@ -13,9 +17,10 @@ from agent_system.adapters.ray import (
     max_model_len,
     prompt_budget,
 )
-from agent_system.config import EnvConfig, TaskSetConfig
+from agent_system.config import ContextConfig, EnvConfig, PoolConfig, TaskSetConfig
 from verl.config.algorithm import DataConfig
 from verl.config.root import PPOConfig
+from verl.config.trainer import RunConfig
 from verl.utils.errors import UserError
 
 
@@ -23,6 +28,20 @@ def make_config(**env):
     config = PPOConfig(env=EnvConfig(**env), epo=None)
     config.data = DataConfig(max_prompt_length=100, max_response_length=20)
     return config
+
+
+@pytest.fixture
+def clean_logging():
+    """What a test sets up is taken down again."""
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    yield
+    for handler in set(root.handlers) - set(before):
+        root.removeHandler(handler)
+        handler.close()
+    root.handlers[:] = before
+    root.setLevel(level)
+    logging.captureWarnings(False)
 
 
 @pytest.fixture
@@ -113,8 +132,40 @@ def test_task_lists_by_name():
         load_tasks(config, "l9")
 
 
-def test_check_environment_accepts_what_runs():
-    check_environment(make_config(train=TaskSetConfig(max_tasks=2), val={}))
+TALK = "{% for m in messages %}{{ m.content }}</s>{% endfor %}"
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+FORGETFUL = "{{ messages[-1].content }}"
+
+
+def config_with_template(folder, template, **env):
+    """A run that is fine but for its tokenizer's chat template."""
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"</s>": 0}, unk_token="</s>")),
+        eos_token="</s>",
+    )
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    config = make_config(train=TaskSetConfig(max_tasks=2), val={}, **env)
+    config.actor_rollout_ref.model.path = str(folder)
+    return config
+
+
+@pytest.mark.parametrize(("template", "kind"), [(TALK, "trajectory"), (FORGETFUL, "turn")])
+def test_check_environment_accepts_what_runs(tmp_path, template, kind):
+    check_environment(config_with_template(tmp_path, template, context=ContextConfig(kind=kind)))
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (None, "no chat template"),
+        (NO_SYSTEM, r"refuses a conversation of system, user \(no system\)"),
+        (FORGETFUL, "drops or rewrites earlier replies; set env.context.kind=turn"),
+    ],
+)
+def test_check_environment_refuses_a_template_that_cannot_play(tmp_path, template, message):
+    with pytest.raises(UserError, match=message):
+        check_environment(config_with_template(tmp_path, template))
 
 
 @pytest.mark.parametrize(
@@ -135,6 +186,27 @@ def test_check_environment_says_what_is_wrong(env, message):
 def test_a_worker_needs_a_rank():
     with pytest.raises(ValueError, match="rank=2 is not one of 2"):
         RolloutWorker(make_config(), rank=2, num_workers=2, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [(None, "run/env_logs/rollout_001"), ("elsewhere", "elsewhere/rollout_001")],
+)
+def test_environments_log_to_the_run_folder_unless_told(chosen, expected):
+    config = make_config(pool=PoolConfig(log_dir=chosen))
+    config.trainer = RunConfig(default_local_dir="run")
+    worker = RolloutWorker(config, rank=1, num_workers=2, device="cpu")
+    assert Path(worker._pool_config().log_dir) == Path(expected)
+
+
+def test_a_started_worker_logs_to_the_run_folder(tmp_path, clean_logging):
+    config = make_config(env_name="chess")
+    config.trainer = RunConfig(default_local_dir=str(tmp_path / "run"))
+    with pytest.raises(UserError, match="unknown environment"):
+        RolloutWorker(config, rank=1, num_workers=2, device="cpu").start()
+    logging.getLogger("agent_system.progress").warning("slot 3 stalls")
+    written = (tmp_path / "run" / "rollout_001.log").read_text()
+    assert written.endswith("WARNING [worker rollout_001] agent_system.progress: slot 3 stalls\n")
 
 
 def test_a_worker_that_never_started_can_be_closed():

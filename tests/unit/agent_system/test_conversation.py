@@ -188,6 +188,14 @@ def test_template_that_drops_replies_is_refused():
         ChatTemplate(tokenizer).continuation(np.asarray([1]), "obs")
 
 
+def test_template_that_refuses_a_role_is_a_value_error():
+    tokenizer = char_tokenizer(
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    )
+    with pytest.raises(ValueError, match=r"system, user \(no system role\); put another"):
+        ChatTemplate(tokenizer).opening("be brief", "go")
+
+
 def test_turn_context_drops_the_oldest_history_first():
     tokenizer = char_tokenizer(MINIMAL)
     chat = ChatTemplate(tokenizer)

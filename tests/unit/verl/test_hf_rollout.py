@@ -202,6 +202,7 @@ def test_length_limits(engine):
 def test_a_request_without_room_is_refused_and_harms_nobody(engine, length, max_tokens):
     with pytest.raises(ValueError, match=f"a prompt of {length} tokens .* max_model_len=200"):
         generate(engine, prompt(0, length), max_tokens=max_tokens)
+    engine._batcher.end_tokens = frozenset()
     assert len(generate(engine, prompt(0, 5), max_tokens=2).token_ids) == 2
 
 
@@ -291,6 +292,58 @@ def test_an_error_in_the_engine_fails_open_and_later_requests(tiny_model_path):
         generate(engine, prompt(0, 5))
     with pytest.raises(RuntimeError, match="does not serve any more"):
         engine.load_weights({}, 1)
+    engine.close()
+
+
+@pytest.mark.parametrize(("broken_call", "finished"), [(1, 0), (2, 1)])
+def test_an_error_in_a_prefill_fails_every_request(
+    tiny_model_path, monkeypatch, broken_call, finished
+):
+    monkeypatch.setattr(batcher, "PREFILL_TOKENS", 8)  # a prefill for each prompt
+    config = ActorRolloutRefConfig(model=ModelConfig(path=tiny_model_path))
+    config.rollout.max_num_seqs = 3
+    engine = build_engine(config, "cpu", MAX_LEN)
+    original, calls = engine._batcher._prefill, []
+
+    def broken(requests):
+        calls.append(1)
+        if len(calls) == broken_call:
+            raise FloatingPointError("numbers broke")
+        original(requests)
+
+    engine._batcher._prefill = broken
+
+    async def run():
+        settings = SamplingParams(max_tokens=1, seed=0)
+        playing = [
+            asyncio.ensure_future(engine.generate(prompt(i, 8), settings, trajectory_id=f"{i}"))
+            for i in range(4)  # three are admitted, one waits
+        ]
+        await asyncio.sleep(0)  # all are sent before the engine takes the first
+        engine.start()
+        together = asyncio.gather(*playing, return_exceptions=True)
+        return await asyncio.wait_for(together, timeout=20)
+
+    results = asyncio.run(run())
+    assert [len(out.token_ids) for out in results[:finished]] == [1] * finished
+    for error in results[finished:]:
+        assert isinstance(error, RuntimeError)
+        assert isinstance(error.__cause__, FloatingPointError)
+    engine.close()
+
+
+@pytest.mark.timeout(60)
+def test_an_error_in_loading_weights_reaches_the_caller_and_ends_the_engine(tiny_model_path):
+    engine = make_engine(tiny_model_path)
+
+    def broken(weights, version):
+        raise MemoryError("no room for the weights")
+
+    engine._batcher.load_weights = broken
+    with pytest.raises(MemoryError, match="no room for the weights"):
+        engine.load_weights({}, 1)
+    with pytest.raises(RuntimeError, match="does not serve any more"):
+        generate(engine, prompt(0, 5))
     engine.close()
 
 

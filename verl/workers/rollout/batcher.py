@@ -70,7 +70,8 @@ class ContinuousBatcher:
         self._table = SlotTable(max_num_seqs)
         self._version = 0
         self._waiting: deque[Request] = deque()
-        self._running: list[Request] = []  # the request of row i is at place i
+        # after `_arrange` the request of row i is at place i
+        self._running: list[Request] = []
         self.stats = BatcherStats()
 
     @property
@@ -100,7 +101,8 @@ class ContinuousBatcher:
 
     def drop_all(self) -> list[Request]:
         """Give up every open request; returns them."""
-        dropped = [*self._waiting, *self._running]
+        # a step that failed half way may have finished some of the running ones
+        dropped = [r for r in [*self._waiting, *self._running] if not r.future.done()]
         self._waiting.clear()
         self._running.clear()
         return dropped
@@ -117,6 +119,7 @@ class ContinuousBatcher:
         admitted = []
         while self._waiting and (slot := self._table.acquire(self._waiting[0].trajectory_id)):
             request = self._waiting.popleft()
+            self._running.append(request)  # at once: if the prefill fails, `drop_all` finds it
             request.slot, request.weight_version = slot, self._version
             # at least one token is computed again: its output predicts the first new one
             known = common_prefix(slot.tokens, request.prompt_ids[:-1])
@@ -129,7 +132,7 @@ class ContinuousBatcher:
         for size in sizes_by_tokens(counts, PREFILL_TOKENS, packed=False):
             self._prefill(admitted[start : start + size])
             start += size
-        self._arrange([*self._running, *admitted])
+        self._arrange(self._running)
 
     def _prefill(self, requests: list[Request]) -> None:
         """Compute the new tokens of each prompt and sample the first token of each response."""

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import ray
 
 from verl.config.root import PPOConfig
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,9 @@ class RolloutGroup:
         env_vars: dict[str, str],
     ) -> None:
         """One worker a placement; they boot in the background (`wait_until_started`)."""
-        self._stall_s = config.env.pool.stall_warning_s
+        # A worker of an existing cluster may stand in another folder than this process.
+        run_dir = Path(config.trainer.default_local_dir).absolute()
+        config = replace(config, trainer=replace(config.trainer, default_local_dir=str(run_dir)))
         self._workers = [
             ray.remote(worker_class)
             .options(
@@ -103,16 +103,8 @@ class RolloutGroup:
         """Trajectories as they finish, from whichever worker has one."""
         open_streams = list(streams)
         while open_streams:
-            ready, _ = ray.wait(open_streams, num_returns=1, timeout=self._stall_s)
-            if not ready:
-                logger.warning(
-                    "no trajectory finished for %.0f s; %d rollout worker(s) still play, see each "
-                    "one's log for the environment or engine it waits for",
-                    self._stall_s,
-                    len(open_streams),
-                )
-            for stream in ready:
-                try:
-                    yield ray.get(next(stream))
-                except StopIteration:
-                    open_streams.remove(stream)
+            (stream,), _ = ray.wait(open_streams, num_returns=1)
+            try:
+                yield ray.get(next(stream))
+            except StopIteration:
+                open_streams.remove(stream)

@@ -147,8 +147,11 @@ class HFRollout:
         weights, version, done = self._loading.popleft()
         try:
             self._batcher.load_weights(weights, version)
-        except ValueError as error:  # they do not fit; the engine goes on with the old ones
+        except Exception as error:
             done.set_exception(error)
+            if not isinstance(error, ValueError):
+                raise
+            # they do not fit: the engine goes on with the old ones
         else:
             done.set_result(None)
 
