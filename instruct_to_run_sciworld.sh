@@ -4,7 +4,7 @@
 #   bash instruct_to_run_sciworld.sh [model] [more flags of examples/general_running_server.sh]
 #
 # model     a folder or a hub name, default Qwen/Qwen2.5-7B-Instruct
-# EXTRAS    more optional packages: flash-attn (faster attention), vllm; e.g. EXTRAS=flash-attn
+# EXTRAS    more optional packages: EXTRAS=flash-attn (faster attention)
 # ALGO      ppo (default) or grpo
 #
 # Several machines: start Ray on each (ray start ...), then add

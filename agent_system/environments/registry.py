@@ -19,6 +19,8 @@ from agent_system.types import Task
 _BUILT_IN: Mapping[str, str] = MappingProxyType(
     {"sciworld/SciWorldEnv": "agent_system.environments.env_package.sciworld:PACKAGE"}
 )
+# Environments that presets and scripts name before there is a package.
+_NOT_YET: Mapping[str, str] = MappingProxyType({"alfworld/AlfredTWEnv": "ALFWorld"})
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class EnvPackage:
 
 def get_env_package(env_name: str) -> EnvPackage:
     """The package called `env_name`. Raises ValueError when there is none."""
+    if env_name in _NOT_YET:
+        raise ValueError(
+            f"the {_NOT_YET[env_name]} environment ('{env_name}') is not part of this version yet; "
+            f"available: {', '.join(_BUILT_IN)}"
+        )
     if env_name not in _BUILT_IN and ":" not in env_name:
         raise ValueError(f"unknown environment '{env_name}'; available: {', '.join(_BUILT_IN)}")
     return import_object(_BUILT_IN.get(env_name, env_name))

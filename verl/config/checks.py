@@ -7,88 +7,29 @@ import math
 from collections.abc import Iterator
 from operator import attrgetter
 
+from verl.config.limits import ABOVE_ZERO, ACTOR, CHOICES, RANGES, ROLLOUT
 from verl.config.machine import check_machine
 from verl.config.root import PPOConfig
-from verl.trainer.ppo.aggregation import LOSS_AGG_MODES
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
-from verl.trainer.ppo.kl import KL_KINDS
 from verl.utils.errors import UserError
 from verl.utils.importing import load_object
 
-ACTOR = "actor_rollout_ref.actor"
-ROLLOUT = "actor_rollout_ref.rollout"
 EPO_VALIDATE = "epo.config:validate"
 
-_KL_NAMES = (*KL_KINDS, *(f"{kind}+" for kind in KL_KINDS))
-_DTYPES = ("auto", "float32", "bfloat16")
-CHOICES: dict[str, tuple[str, ...]] = {
-    "trainer.device": ("auto", "cuda", "cpu"),
-    "trainer.resume_mode": ("auto", "disable", "resume_path"),
-    "trainer.logger": ("console", "file", "tensorboard", "wandb"),
-    "trainer.validation.modes": ("sampled", "greedy"),
-    "algorithm.kl_ctrl.type": ("fixed", "adaptive"),
-    "algorithm.kl_penalty": _KL_NAMES,
-    f"{ACTOR}.kl_loss_type": (*_KL_NAMES, "full"),
-    f"{ACTOR}.loss_agg_mode": LOSS_AGG_MODES,
-    "critic.loss_agg_mode": LOSS_AGG_MODES,
-    f"{ACTOR}.optim.warmup_style": ("constant", "cosine"),
-    "critic.optim.warmup_style": ("constant", "cosine"),
-    f"{ACTOR}.fsdp_config.dtype": _DTYPES,
-    f"{ACTOR}.fsdp_config.mixed_precision": _DTYPES,
-    "critic.model.fsdp_config.dtype": _DTYPES,
-    "critic.model.fsdp_config.mixed_precision": _DTYPES,
-    f"{ROLLOUT}.dtype": _DTYPES,
-    f"{ROLLOUT}.name": ("hf", "vllm"),
-    "actor_rollout_ref.model.load_method": ("auto", "local", "huggingface"),
-    "critic.model.load_method": ("auto", "local", "huggingface"),
-    "env.context.kind": ("turn", "trajectory"),
-    "env.action_format.kind": ("think_action", "plain"),
-}
-# (least, most) that makes sense; None where a key may be unset.
-POSITIVE = (1, math.inf)
-SHARE = (0.0, 1.0)
-RANGES: dict[str, tuple[float, float]] = {
-    "data.train_batch_size": POSITIVE,
-    "data.val_batch_size": POSITIVE,
-    "data.max_prompt_length": POSITIVE,
-    "data.max_response_length": POSITIVE,
-    "env.max_steps": POSITIVE,
-    "env.rollout.n": POSITIVE,
-    "env.context.history_length": (0, math.inf),
-    "env.pool.slots_per_worker": POSITIVE,
-    "env.train.max_tasks": POSITIVE,
-    "trainer.total_epochs": POSITIVE,
-    "trainer.total_training_steps": POSITIVE,
-    "trainer.nnodes": POSITIVE,
-    "trainer.n_gpus_per_node": POSITIVE,
-    "trainer.cpu_threads_per_worker": POSITIVE,
-    "trainer.validation.episodes_per_task": POSITIVE,
-    "trainer.max_actor_ckpt_to_keep": POSITIVE,
-    f"{ACTOR}.ppo_mini_batch_size": POSITIVE,
-    f"{ACTOR}.ppo_micro_batch_size_per_gpu": POSITIVE,
-    f"{ACTOR}.ppo_epochs": POSITIVE,
-    f"{ACTOR}.clip_ratio": (0, math.inf),
-    f"{ACTOR}.optim.lr": (0, math.inf),
-    f"{ACTOR}.optim.lr_warmup_steps_ratio": SHARE,
-    f"{ACTOR}.optim.min_lr_ratio": SHARE,
-    f"{ROLLOUT}.workers": POSITIVE,
-    f"{ROLLOUT}.max_num_seqs": POSITIVE,
-    f"{ROLLOUT}.temperature": (1e-6, math.inf),
-    f"{ROLLOUT}.top_p": (1e-6, 1.0),
-    f"{ROLLOUT}.val_kwargs.temperature": (0, math.inf),
-    f"{ROLLOUT}.val_kwargs.top_p": (1e-6, 1.0),
-    "critic.ppo_mini_batch_size": POSITIVE,
-    "critic.ppo_micro_batch_size_per_gpu": POSITIVE,
-    "critic.ppo_epochs": POSITIVE,
-    "critic.optim.lr": (0, math.inf),
-    "algorithm.gamma": SHARE,
-    "algorithm.lam": SHARE,
-}
 # What the trainer hands to an advantage estimator; one that needs more cannot be used.
 ESTIMATOR_INPUTS = {
     "token_level_rewards", "response_mask", "values", "index", "traj_index", "turn_index",
     "gamma", "lam", "norm_adv_by_std_in_grpo", "config",
 }  # fmt: skip
+# Cutting by tokens -> the tokens of a forward pass.
+TOKEN_LIMITS = {
+    f"{ACTOR}.use_dynamic_bsz": f"{ACTOR}.ppo_max_token_len_per_gpu",
+    "critic.use_dynamic_bsz": "critic.ppo_max_token_len_per_gpu",
+    f"{ROLLOUT}.log_prob_use_dynamic_bsz": f"{ROLLOUT}.log_prob_max_token_len_per_gpu",
+    "actor_rollout_ref.ref.log_prob_use_dynamic_bsz": (
+        "actor_rollout_ref.ref.log_prob_max_token_len_per_gpu"
+    ),
+}
 # Estimators that compare the episodes of one task.
 GROUP_ESTIMATORS = {
     "grpo", "grpo_vectorized", "grpo_passk", "rloo", "rloo_vectorized", "opo", "gpg",
@@ -111,6 +52,13 @@ def check_config(config: PPOConfig, device: str) -> None:
 
 def check_values(config: PPOConfig) -> None:
     """The part of `check_config` that needs no machine: names, ranges, and keys that disagree."""
+    _check_each_key(config)
+    for problem in _disagreements(config):
+        raise UserError(problem)
+    _check_epo(config)
+
+
+def _check_each_key(config: PPOConfig) -> None:
     for key, names in CHOICES.items():
         value = attrgetter(key)(config)
         for name in value if isinstance(value, list) else [value]:
@@ -121,13 +69,22 @@ def check_values(config: PPOConfig) -> None:
         if value is not None and not least <= value <= most:
             bounds = f"at least {least}" if most == math.inf else f"between {least} and {most}"
             raise UserError(f"{key}={value} makes no sense; it has to be {bounds}")
-    for problem in _disagreements(config):
-        raise UserError(problem)
-    _check_epo(config)
+    for key in ABOVE_ZERO:
+        value = attrgetter(key)(config)
+        if not value > 0:
+            raise UserError(f"{key}={value} makes no sense; it has to be more than 0")
+    for key in (f"{ACTOR}.optim.betas", "critic.optim.betas"):
+        betas = attrgetter(key)(config)
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            raise UserError(
+                f"{key}={betas} makes no sense; give two numbers from 0 to below 1, such as "
+                "[0.9,0.999]"
+            )
 
 
 def _disagreements(config: PPOConfig) -> Iterator[str]:
     yield from _batch_problems(config)
+    yield from _length_problems(config)
     yield from _algorithm_problems(config)
     yield from _run_problems(config)
 
@@ -143,6 +100,10 @@ def _batch_problems(config: PPOConfig) -> Iterator[str]:
                 f"(data.train_batch_size={tasks} x env.rollout.n={group}); lower it to "
                 f"{tasks * group} or raise one of the two"
             )
+
+
+def _length_problems(config: PPOConfig) -> Iterator[str]:
+    """A row is never cut, so the longest one has to fit wherever there is a limit of tokens."""
     longest = config.data.max_prompt_length + config.data.max_response_length
     limit = config.actor_rollout_ref.rollout.max_model_len
     if limit is not None and limit < longest:
@@ -150,6 +111,14 @@ def _batch_problems(config: PPOConfig) -> Iterator[str]:
             f"{ROLLOUT}.max_model_len={limit} is shorter than data.max_prompt_length + "
             f"data.max_response_length = {longest}; raise it to {longest} or leave it unset"
         )
+    for switch, key in TOKEN_LIMITS.items():
+        tokens = attrgetter(key)(config)
+        if attrgetter(switch)(config) and tokens < longest:
+            yield (
+                f"{switch}=true, but {key}={tokens} is less than the longest row, "
+                f"data.max_prompt_length + data.max_response_length = {longest}; raise it to "
+                f"{longest} or more"
+            )
 
 
 def _algorithm_problems(config: PPOConfig) -> Iterator[str]:
@@ -193,6 +162,16 @@ def _run_problems(config: PPOConfig) -> Iterator[str]:
     for key in ("test_freq", "save_freq"):
         if getattr(run, key) == 0:
             yield f"trainer.{key}=0 makes no sense; use -1 for never or a number of steps"
+    if run.nnodes > 1 and config.ray_kwargs.ray_init.address is None:
+        yield (
+            f"trainer.nnodes={run.nnodes} needs a Ray cluster of so many machines; start Ray on "
+            "each (ray start) and add ray_kwargs.ray_init.address=auto, or set trainer.nnodes=1"
+        )
+    if not run.validation.modes:
+        yield (
+            "trainer.validation.modes=[] leaves nothing to measure; name sampled, greedy or both, "
+            "or turn trainer.val_before_train and trainer.val_after_train off"
+        )
     validates = run.val_before_train or run.val_after_train or run.val_only or run.test_freq > 0
     if validates and not config.env.val:
         yield (

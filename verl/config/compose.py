@@ -37,7 +37,7 @@ def compose_config(
             mandatory value, or an override that cannot be parsed.
     """
     schemas = load_schemas()
-    if config_name not in (names := _presets(CONFIG_DIR)):
+    if config_name not in (names := presets(CONFIG_DIR)):
         raise UserError(f"unknown config name '{config_name}'; available: {', '.join(names)}")
     keys = ConfigKeys(schemas)
     normalized = [keys.normalize(override) for override in translate_overrides(overrides)]
@@ -60,8 +60,8 @@ def load_schemas() -> dict[str, type]:
     return schemas
 
 
-def _presets(folder: Path) -> list[str]:
-    """Names of the presets of a group; those of main_sft have a schema of their own."""
+def presets(folder: Path) -> list[str]:
+    """Names of the presets in a folder; those of main_sft have a schema of their own."""
     names = (path.stem for path in folder.glob("*.yaml"))
     return sorted(name for name in names if not name.startswith("sft_"))
 
@@ -79,6 +79,6 @@ def _explain(error: Exception, keys: ConfigKeys) -> str:
     if re.match(r"Key '.*' (is )?not in ", reason):
         return f"unknown key '{key}'{keys.suggest(key)}"
     if choice := re.search(r"Could not find '(\w+)/(.+)'", reason):
-        names = ", ".join(_presets(CONFIG_DIR / choice[1]))
+        names = ", ".join(presets(CONFIG_DIR / choice[1]))
         return f"unknown {choice[1]} preset '{choice[2]}'; available: {names}"
     return f"{key}: {reason}; give a value of the type in docs/configuration.md" if key else reason

@@ -1,7 +1,8 @@
-"""Whether this machine has the devices, cores and memory that the configuration asks for."""
+"""Whether this machine has the packages, devices, cores and memory that the run asks for."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import psutil
 import torch
 
+from verl.config.model import ModelConfig
 from verl.config.root import PPOConfig
+from verl.config.shipped import SMALL_POLICY
 from verl.utils.errors import UserError
 
 GB = 1e9
@@ -34,9 +37,10 @@ class Machine:
 
 
 def check_machine(config: PPOConfig, device: str, machine: Machine | None = None) -> None:
-    """Refuse an engine this version lacks and more workers than one node can hold.
+    """Refuse an engine this version lacks, missing packages, and more workers than a node holds.
 
-    On an existing Ray cluster the nodes are not this machine, so only the engine is checked.
+    On an existing Ray cluster the nodes are not this machine: its cores, GPUs and memory are not
+    compared with this one's.
 
     Raises:
         UserError: what is missing, and what to change.
@@ -46,6 +50,11 @@ def check_machine(config: PPOConfig, device: str, machine: Machine | None = None
             "actor_rollout_ref.rollout.name=vllm is not available in this version; use hf "
             "(--engine hf)"
         )
+    _check_model("actor_rollout_ref.model", config.actor_rollout_ref.model, device)
+    if _has_critic(config):
+        _check_model("critic.model", config.critic.model, device)
+    if device == "cuda":
+        _check_rollout_places(config)
     if config.ray_kwargs.ray_init.address is not None:
         return
     machine = machine or Machine.here()
@@ -54,6 +63,33 @@ def check_machine(config: PPOConfig, device: str, machine: Machine | None = None
     else:
         _check_cores(config, machine)
         _check_memory(config, machine)
+
+
+def _check_model(key: str, model: ModelConfig, device: str) -> None:
+    if model.lora_rank > 0 and not _is_installed("peft"):
+        raise UserError(
+            f"{key}.lora_rank={model.lora_rank} needs the package peft, which is not installed; "
+            "pip install peft, or set it to 0"
+        )
+    if model.attn_implementation == "flash_attention_2":
+        lacks = "a GPU" if device == "cpu" else "the package flash-attn"
+        if device == "cpu" or not _is_installed("flash_attn"):
+            raise UserError(
+                f"{key}.attn_implementation=flash_attention_2 needs {lacks}, which is not here; "
+                "set it to auto or sdpa"
+            )
+
+
+def _check_rollout_places(config: PPOConfig) -> None:
+    """A rollout worker on a GPU shares the one of a training worker."""
+    workers = config.actor_rollout_ref.rollout.workers
+    places = config.trainer.nnodes * config.trainer.n_gpus_per_node
+    if workers is not None and workers > places:
+        raise UserError(
+            f"actor_rollout_ref.rollout.workers={workers} is more than the {places} GPUs of the "
+            f"run (trainer.nnodes x trainer.n_gpus_per_node); lower it to {places} or leave it "
+            "unset"
+        )
 
 
 def _check_gpus(config: PPOConfig, machine: Machine) -> None:
@@ -91,12 +127,10 @@ def _check_memory(config: PPOConfig, machine: Machine) -> None:
     rollouts = rollout_workers_per_node(config)
     workers = config.trainer.n_gpus_per_node + rollouts
     slots = rollouts * config.env.pool.slots_per_worker
-    model_gb = _model_gb(config.actor_rollout_ref.model.path)
-    models = model_gb * (MODEL_COPIES_TRAINED + rollouts)
-    needed = workers * WORKER_GB + slots * ENV_SLOT_GB + models
+    needed = workers * WORKER_GB + slots * ENV_SLOT_GB + _models_gb(config, rollouts)
     if needed > machine.memory_gb:
         raise UserError(
-            f"{workers} workers, {slots} environment slots and the model need about {needed:.1f} "
+            f"{workers} workers, {slots} environment slots and the models need about {needed:.1f} "
             f"GB, but {machine.memory_gb:.1f} GB are free; lower env.pool.slots_per_worker, "
             "actor_rollout_ref.rollout.workers or trainer.n_gpus_per_node"
         )
@@ -108,6 +142,30 @@ def rollout_workers_per_node(config: PPOConfig) -> int:
     return run.n_gpus_per_node if asked is None else -(-asked // run.nnodes)
 
 
-def _model_gb(path: str) -> float:
-    """Size of the weights in a local folder; 0 for a name."""
-    return sum(file.stat().st_size for file in Path(path).expanduser().glob("*.safetensors")) / GB
+def _models_gb(config: PPOConfig, rollouts: int) -> float:
+    """All copies of the weights: trained, in every engine, the critic's and the reference's."""
+    policy, critic = config.actor_rollout_ref.model, config.critic.model
+    penalised = config.actor_rollout_ref.actor.use_kl_loss or config.algorithm.use_kl_in_reward
+    reference = penalised and policy.lora_rank == 0  # with LoRA it is the policy without adapters
+    total = _weights_gb(policy.path) * (_copies_trained(policy) + rollouts + reference)
+    if _has_critic(config):
+        total += _weights_gb(critic.path) * _copies_trained(critic)
+    return total
+
+
+def _copies_trained(model: ModelConfig) -> int:
+    return MODEL_COPIES_TRAINED if model.lora_rank == 0 else 1
+
+
+def _weights_gb(path: str) -> float:
+    """Size of the weights in a local folder; 0 for what may still have to be fetched."""
+    folder = SMALL_POLICY if path == "small" else Path(path).expanduser()
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) / GB
+
+
+def _has_critic(config: PPOConfig) -> bool:
+    return config.algorithm.adv_estimator == "gae"
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None

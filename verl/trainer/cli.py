@@ -18,7 +18,8 @@ def run_cli(main: Callable[[list[str]], None]) -> None:
     try:
         main(sys.argv[1:])
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
+        # One raised in a Ray worker arrives as a UserError whose text is the remote traceback.
+        sys.stderr.write(f"error: {getattr(error, 'cause', None) or error}\n")
         sys.exit(2)
     except KeyboardInterrupt:
         logger.warning("interrupted; finished checkpoints and logs are kept")

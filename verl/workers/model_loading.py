@@ -20,10 +20,10 @@ from transformers import (
 )
 
 from verl.config.model import ModelConfig
+from verl.config.shipped import SMALL_POLICY
 from verl.utils.errors import UserError
 from verl.workers.gguf_conversion import smollm2_folder
 
-SMALL_POLICY = Path(__file__).resolve().parents[2] / "examples" / "small_policy" / "model"
 LOAD_METHODS = ("auto", "local", "huggingface")
 
 

@@ -8,11 +8,14 @@ from operator import attrgetter
 
 import pytest
 
-from verl.config.checks import CHOICES, RANGES, check_values
+from verl.config import machine as machine_module
+from verl.config.checks import TOKEN_LIMITS, check_values
 from verl.config.compose import compose_config
+from verl.config.limits import ABOVE_ZERO, CHOICES, RANGES
 from verl.config.machine import Machine, check_machine
 from verl.utils.errors import UserError
 
+ACTOR = "actor_rollout_ref.actor"
 ROOMY = Machine(cores=64, memory_gb=512.0, gpus=8)
 SMALL = Machine(cores=2, memory_gb=8.0, gpus=0)
 
@@ -32,9 +35,11 @@ def with_value(key, value):
     return changed
 
 
-@pytest.mark.parametrize("preset", ["ppo_trainer", "launch", "quickstart"])
+@pytest.mark.parametrize("preset", ["ppo_trainer", "launch", "quickstart", "smollm2"])
 def test_presets_pass(preset):
-    check_values(config(preset=preset))
+    model = "actor_rollout_ref.model.path=m"
+    mini = [] if preset in ("quickstart", "smollm2") else [f"{ACTOR}.ppo_mini_batch_size=64"]
+    check_values(compose_config([model, *mini], preset)[1])
 
 
 @pytest.mark.parametrize("algo", ["ppo", "grpo"])
@@ -54,6 +59,29 @@ def test_unknown_names_are_refused_with_the_choices(key):
 def test_values_below_the_range_are_refused(key):
     with pytest.raises(UserError, match=f"{key}=-3.* makes no sense; it has to be"):
         check_values(with_value(key, -3))
+
+
+@pytest.mark.parametrize("key", ABOVE_ZERO)
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+def test_rates_and_norms_have_to_be_above_zero(key, value):
+    with pytest.raises(UserError, match=f"{key}={value} makes no sense; it has to be more than 0"):
+        check_values(with_value(key, value))
+
+
+@pytest.mark.parametrize("key", [f"{ACTOR}.optim.betas", "critic.optim.betas"])
+@pytest.mark.parametrize("betas", [[0.9], [0.9, 0.99, 0.999], [0.9, 1.0], [-0.1, 0.9]])
+def test_betas_are_two_numbers_below_one(key, betas):
+    with pytest.raises(UserError, match=rf"{key}=\[.*give two numbers from 0 to below 1"):
+        check_values(with_value(key, betas))
+
+
+@pytest.mark.parametrize(("switch", "limit"), TOKEN_LIMITS.items())
+def test_a_token_limit_holds_the_longest_row(switch, limit):
+    # 2048 of prompt + 512 of response = 2560
+    check_values(config(f"{switch}=true", f"{limit}=2560"))
+    check_values(config(f"{limit}=2559"))
+    with pytest.raises(UserError, match=f"{limit}=2559 is less than .* 2560; raise it to 2560"):
+        check_values(config(f"{switch}=true", f"{limit}=2559"))
 
 
 @pytest.mark.parametrize(
@@ -79,6 +107,8 @@ def test_values_below_the_range_are_refused(key):
         ),
         (["trainer.resume_mode=resume_path"], "needs trainer.resume_from_path"),
         (["trainer.test_freq=0"], "test_freq=0 makes no sense; use -1"),
+        (["trainer.validation.modes=[]"], "modes=.* leaves nothing to measure; name sampled"),
+        (["trainer.nnodes=2"], "nnodes=2 needs a Ray cluster.*ray_init.address=auto"),
         (["~env.val.l0", "~env.val.l1"], "no validation set in env.val"),
         (
             ["epo=sciworld", "actor_rollout_ref.actor.entropy_coeff=0.01"],
@@ -96,6 +126,10 @@ def test_disagreements_are_refused(overrides, message):
 def test_a_run_without_validation_needs_no_validation_set():
     off = ["trainer.val_before_train=false", "trainer.val_after_train=false"]
     check_values(config("~env.val.l0", "~env.val.l1", *off))
+
+
+def test_several_nodes_run_on_a_cluster():
+    check_values(config("trainer.nnodes=2", "ray_kwargs.ray_init.address=auto"))
 
 
 def test_turn_context_allows_any_mini_batch():
@@ -126,15 +160,69 @@ def test_machine_too_small(overrides, device, machine, message):
         check_machine(config(*overrides), device, machine)
 
 
-def test_model_weights_count_towards_memory(tmp_path):
-    # 0.1 GB of weights * (4 trained + 1 in the engine) + 2 workers * 0.5 + 8 slots * 0.25 = 3.5
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    with open(tmp_path / "model.safetensors", "wb") as file:
-        file.truncate(100_000_000)
-    model = f"actor_rollout_ref.model.path={tmp_path}"
-    check_machine(config(model), "cpu", Machine(cores=2, memory_gb=3.6, gpus=0))
-    with pytest.raises(UserError, match=r"about 3\.5 GB"):
-        check_machine(config(model), "cpu", Machine(cores=2, memory_gb=3.4, gpus=0))
+def sparse_weights(folder, gigabytes):
+    """A folder whose weights have that size, without the space on the disk."""
+    with open(folder / "model.safetensors", "wb") as file:
+        file.truncate(int(gigabytes * 1e9))
+    return folder
+
+
+# 2 workers * 0.5 + 8 slots * 0.25 = 3 GB, and 0.1 GB a copy of the weights
+@pytest.mark.parametrize(
+    ("overrides", "needed"),
+    [
+        ([], 3.5),  # 4 trained + 1 in the engine
+        ([f"{ACTOR}.use_kl_loss=true"], 3.6),  # and the reference
+        (["algorithm.use_kl_in_reward=true"], 3.6),
+        (["algo=ppo"], 3.9),  # and 4 of the critic
+        # adapters only: 1 + 1 in the engine, and the reference is the policy without adapters
+        (["actor_rollout_ref.model.lora_rank=4", f"{ACTOR}.use_kl_loss=true"], 3.2),
+    ],
+)
+@pytest.mark.parametrize("by_name", [False, True])
+def test_model_weights_count_towards_memory(overrides, needed, by_name, tmp_path, monkeypatch):
+    folder = sparse_weights(tmp_path, 0.1)
+    monkeypatch.setattr(machine_module, "SMALL_POLICY", folder)
+    model = f"actor_rollout_ref.model.path={'small' if by_name else folder}"
+    asked = config(model, *overrides)
+    check_machine(asked, "cpu", Machine(cores=2, memory_gb=needed + 0.04, gpus=0))
+    with pytest.raises(UserError, match=rf"about {needed} GB"):
+        check_machine(asked, "cpu", Machine(cores=2, memory_gb=needed - 0.04, gpus=0))
+
+
+def test_gpu_rollout_workers_need_a_gpu_each_on_a_cluster_too():
+    address = "ray_kwargs.ray_init.address=auto"
+    places = ["trainer.nnodes=2", "trainer.n_gpus_per_node=4", address]
+    check_machine(config("actor_rollout_ref.rollout.workers=8", *places), "cuda", SMALL)
+    with pytest.raises(UserError, match=r"workers=9 is more than the 8 GPUs.*lower it to 8"):
+        check_machine(config("actor_rollout_ref.rollout.workers=9", *places), "cuda", SMALL)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "device", "message"),
+    [
+        (["actor_rollout_ref.model.lora_rank=8"], "cuda", "lora_rank=8 needs the package peft"),
+        (
+            ["actor_rollout_ref.model.attn_implementation=flash_attention_2"],
+            "cuda",
+            "flash_attention_2 needs the package flash-attn",
+        ),
+        (
+            ["algo=ppo", "critic.model.attn_implementation=flash_attention_2"],
+            "cpu",
+            "critic.model.attn_implementation=flash_attention_2 needs a GPU.*auto or sdpa",
+        ),
+    ],
+)
+def test_what_a_model_needs_has_to_be_installed(overrides, device, message, monkeypatch):
+    monkeypatch.setattr(machine_module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=message):
+        check_machine(config(*overrides), device, ROOMY)
+
+
+def test_a_critic_that_is_not_built_needs_no_package(monkeypatch):
+    monkeypatch.setattr(machine_module.importlib.util, "find_spec", lambda name: None)
+    check_machine(config("critic.model.lora_rank=8"), "cpu", ROOMY)
 
 
 def test_a_cluster_is_not_measured_by_this_machine():
