@@ -51,7 +51,7 @@ class PoolConfig:
     stall_warning_s: float = 60.0  # a rollout without progress for so long names what it waits for
     # broken environments are restarted; so many times in a row is an error
     max_consecutive_replacements: int = 3
-    # simulators' stdout and stderr; the trainer sets it to the run folder
+    # simulators' stdout and stderr; null: env_logs in the run folder
     log_dir: str | None = None
 
 

@@ -47,7 +47,7 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "episode/success_rate": _mean([t.success for t in played]),
         "episode/lenient_success_rate": _mean([t.info["lenient_success"] for t in played]),
         "episode/score": _mean([t.score for t in played]),
-        "episode/reward": _mean([t.episode_reward for t in played]),
+        "episode/reward/mean": _mean([t.episode_reward for t in played]),
         "episode/length/mean": _mean(lengths),
         "episode/length/min": float(min(lengths)),
         "episode/length/max": float(max(lengths)),

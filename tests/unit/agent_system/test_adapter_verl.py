@@ -242,7 +242,7 @@ def test_rollout_metrics_by_hand():
     assert metrics["episode/success_rate/find"] == pytest.approx(1 / 2)
     assert metrics["episode/success_rate/boil"] == 0.0
     assert metrics["episode/score"] == pytest.approx((100 + 30 + 0) / 3)
-    assert metrics["episode/reward"] == pytest.approx((10.5 - 1 + 0) / 3)
+    assert metrics["episode/reward/mean"] == pytest.approx((10.5 - 1 + 0) / 3)
     assert metrics["episode/length/mean"] == pytest.approx((2 + 1 + 3) / 3)
     assert (metrics["episode/length/min"], metrics["episode/length/max"]) == (1, 3)
     assert metrics["episode/valid_action_ratio"] == pytest.approx(5 / 6)

@@ -166,8 +166,8 @@ class RayPPOTrainer:
             rng=rng if config.shuffle else None,
             with_weights=weights,
         ):
-            for name, value in update(mini_batch).meta_info["metrics"].items():
-                collected[name].append(value)
+            for name, of_ranks in update(mini_batch).meta_info["metrics"].items():
+                collected[name].append(of_ranks[0])  # equal on all ranks
         skipped = {k: sum(v) for k, v in collected.items() if k.endswith("/skipped_steps")}
         return reduce_metrics(collected) | skipped
 
