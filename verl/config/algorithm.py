@@ -25,7 +25,7 @@ class AlgorithmConfig:
     kl_ctrl: KLControlConfig = field(default_factory=KLControlConfig)
     entropy_plugin: str = "epo.plugin:build"  # import path; used when epo.enable
     # groups whose members all earned the same carry no signal
-    # leave them out of the update: the EPO and KL terms then average over the other groups
+    # leave groups that all earned the same out of the update, of the EPO and KL terms too
     drop_zero_advantage_groups: bool = False
 
 
