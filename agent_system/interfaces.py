@@ -23,7 +23,9 @@ class TextEnv(Protocol):
     It is a `gymnasium.Env` whose observations are text; the pool talks to it through these calls.
     """
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict]:
         """Start the episode described by `options["task"]`. Returns (observation, info)."""
         ...
 
@@ -71,7 +73,9 @@ class PromptBuilder(Protocol):
         """The user message that answers an action, in the `trajectory` context."""
         ...
 
-    def turn(self, task_text: str, history: Sequence[Turn], observation: Observation, step: int) -> str:
+    def turn(
+        self, task_text: str, history: Sequence[Turn], observation: Observation, step: int
+    ) -> str:
         """The whole user message of turn `step`, in the `turn` context."""
         ...
 

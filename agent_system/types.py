@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-# Why a trajectory ended. "truncated" is the turn limit, "overlong" a conversation that no longer fits.
+# Why a trajectory ended: "truncated" by the turn limit, "overlong" when it no longer fits.
 TerminationReason = Literal["success", "failure", "truncated", "overlong", "env_error"]
 
 
@@ -42,7 +42,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class Observation:
-    """What the agent sees. `admissible_actions` is None where the environment does not list them."""
+    """What the agent sees; `admissible_actions` is None where they are not listed."""
 
     text: str
     admissible_actions: tuple[str, ...] | None = None
@@ -74,7 +74,7 @@ class ParsedAction:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to sample one response. `temperature` 0 is greedy; `seed` makes the request repeatable."""
+    """How to sample one response: `temperature` 0 is greedy, `seed` makes it repeatable."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -92,8 +92,8 @@ class SamplingParams:
 class Generation:
     """What an engine returns: the sampled ids (with the stop or end token) and their log-probs.
 
-    `token_ids`: (T,) int. `log_probs`: (T,) float, of softmax(logits / temperature), before top-p and top-k.
-    `finish_reason`: "stop" (end token or stop string) or "length". `weight_version`: the policy
+    `token_ids`: (T,) int. `log_probs`: (T,) float, of softmax(logits / temperature), before top-p
+    and top-k. `finish_reason`: "stop" (end token or stop string) or "length". `weight_version`: the policy
     version that produced it.
     """
 
@@ -134,7 +134,7 @@ class Trajectory:
     score: float
     episode_reward: float
     info: dict[str, Any] = field(default_factory=dict)
-    timing_s: dict[str, float] = field(default_factory=dict)  # reset, env, generate: seconds of this episode
+    timing_s: dict[str, float] = field(default_factory=dict)  # seconds of reset, env, generate
 
     @property
     def num_turns(self) -> int:

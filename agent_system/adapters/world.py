@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from verl.workers.model_loading import load_tokenizer
-
 from agent_system.adapters.ray import RolloutWorker, check_environment, load_tasks
 from agent_system.adapters.verl import rollout_metrics, to_data_proto, trajectory_record
 from agent_system.environments.tasks import TaskSampler, task_list_hash
@@ -15,6 +13,7 @@ from agent_system.types import Episode, SamplingParams, Task, Trajectory
 from verl import DataProto
 from verl.config.root import PPOConfig
 from verl.workers.interfaces import TaskSet
+from verl.workers.model_loading import load_tokenizer
 
 
 class World:

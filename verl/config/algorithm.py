@@ -24,7 +24,6 @@ class AlgorithmConfig:
     kl_penalty: str = "kl"  # estimator of that KL: kl (k1) | abs | mse (k2) | low_var_kl (k3)
     kl_ctrl: KLControlConfig = field(default_factory=KLControlConfig)
     entropy_plugin: str = "epo.plugin:build"  # import path; used when epo.enable
-    # groups whose members all earned the same carry no signal
     # leave groups that all earned the same out of the update, of the EPO and KL terms too
     drop_zero_advantage_groups: bool = False
 
