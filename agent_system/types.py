@@ -93,8 +93,8 @@ class Generation:
     """What an engine returns: the sampled ids (with the stop or end token) and their log-probs.
 
     `token_ids`: (T,) int. `log_probs`: (T,) float, of softmax(logits / temperature), before top-p
-    and top-k. `finish_reason`: "stop" (end token or stop string) or "length". `weight_version`: the policy
-    version that produced it.
+    and top-k. `finish_reason`: "stop" (end token or stop string) or "length". `weight_version`: the
+    policy version that produced it.
     """
 
     token_ids: tuple[int, ...]
