@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from verl.config.compose import compose_config
@@ -22,7 +22,11 @@ def load_saved(path: Path, overrides: list[str]) -> tuple[DictConfig, PPOConfig]
         raise UserError(f"{path} is missing; keep a checkpoint in the folder of the run it is from")
     saved = OmegaConf.load(path)
     config, _ = compose_config(["actor_rollout_ref.model.path=saved"])  # a stand-in, replaced below
-    config.env.val, config.env.options = {}, {}  # free-form: replaced, not merged
+    # Free-form keys: the saved ones replace the preset's, and overrides may add to them.
+    with open_dict(config.env):
+        config.env.val, config.env.options = {}, {}
+        OmegaConf.set_struct(config.env.val, False)
+        OmegaConf.set_struct(config.env.options, False)
     try:
         config = OmegaConf.merge(config, saved, OmegaConf.from_dotlist(overrides))
         typed = OmegaConf.to_object(config)
