@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+LEAST_LOG_PROB = -1e4  # of a word that is ruled out (logit -inf): p log p is 0, not 0 * inf
 SLICE_ELEMENTS = 1 << 25  # float32 elements worked on at once: 128 MiB a temporary
 
 
@@ -62,15 +63,18 @@ class _LogProbEntropy(torch.autograd.Function):
         logits_NV, target_N, log_norm_N, entropy_N = ctx.saved_tensors
         grad_NV = torch.empty_like(logits_NV)
         for part in _slices(logits_NV):
-            prob = _scaled(logits_NV[part], ctx.temperature).sub_(log_norm_N[part, None]).exp_()
-            grad = torch.zeros_like(prob)
+            log_prob = _scaled(logits_NV[part], ctx.temperature).sub_(log_norm_N[part, None])
+            prob = log_prob.exp()
+            # factor_v of the gradient -p_v * factor_v, in the memory of the log-probs
+            factor = log_prob.zero_() if grad_entropy_N is None else log_prob
             if grad_entropy_N is not None:
-                grad += torch.special.entr(prob).addcmul_(prob, entropy_N[part, None], value=-1.0)
-                grad *= grad_entropy_N[part, None]
+                factor.clamp_(min=LEAST_LOG_PROB).add_(entropy_N[part, None])
+                factor.mul_(grad_entropy_N[part, None])
             if grad_log_prob_N is not None:
-                upstream = grad_log_prob_N[part, None]
-                grad -= prob.mul_(upstream)
-                grad.scatter_add_(-1, target_N[part, None], upstream)
+                factor.add_(grad_log_prob_N[part, None])
+            grad = factor.mul_(prob).neg_()
+            if grad_log_prob_N is not None:
+                grad.scatter_add_(-1, target_N[part, None], grad_log_prob_N[part, None])
             grad_NV[part] = grad.div_(ctx.temperature)
         return grad_NV, None, None
 
