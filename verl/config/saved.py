@@ -24,9 +24,9 @@ def load_saved(path: Path, overrides: list[str]) -> tuple[DictConfig, PPOConfig]
     config, _ = compose_config(["actor_rollout_ref.model.path=saved"])  # a stand-in, replaced below
     # Free-form keys: the saved ones replace the preset's, and overrides may add to them.
     with open_dict(config.env):
-        config.env.val, config.env.options = {}, {}
-        OmegaConf.set_struct(config.env.val, False)
-        OmegaConf.set_struct(config.env.options, False)
+        for name in ("val", "options"):
+            config.env[name] = {}
+            OmegaConf.set_struct(config.env[name], False)
     try:
         config = OmegaConf.merge(config, saved, OmegaConf.from_dotlist(overrides))
         typed = OmegaConf.to_object(config)
