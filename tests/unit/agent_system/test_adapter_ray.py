@@ -152,7 +152,8 @@ def config_with_template(folder, template, **env):
 
 @pytest.mark.parametrize(("template", "kind"), [(TALK, "trajectory"), (FORGETFUL, "turn")])
 def test_check_environment_accepts_what_runs(tmp_path, template, kind):
-    check_environment(config_with_template(tmp_path, template, context=ContextConfig(kind=kind)))
+    config = config_with_template(tmp_path, template, context=ContextConfig(kind=kind))
+    assert check_environment(config) is None
 
 
 @pytest.mark.parametrize(

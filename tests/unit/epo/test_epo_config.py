@@ -24,7 +24,7 @@ from epo import EPOConfig, validate
     ],
 )
 def test_accepts(changes):
-    validate(replace(EPOConfig(), **changes))
+    assert validate(replace(EPOConfig(), **changes)) is None
 
 
 @pytest.mark.parametrize(

@@ -39,13 +39,13 @@ def with_value(key, value):
 def test_presets_pass(preset):
     model = "actor_rollout_ref.model.path=m"
     mini = [] if preset in ("quickstart", "smollm2") else [f"{ACTOR}.ppo_mini_batch_size=64"]
-    check_values(compose_config([model, *mini], preset)[1])
+    assert check_values(compose_config([model, *mini], preset)[1]) is None
 
 
 @pytest.mark.parametrize("algo", ["ppo", "grpo"])
 @pytest.mark.parametrize("epo", ["off", "sciworld", "alfworld", "two_sided", "published"])
 def test_combinations_of_presets_pass(algo, epo):
-    check_values(config(f"algo={algo}", f"epo={epo}", "data.train_batch_size=64"))
+    assert check_values(config(f"algo={algo}", f"epo={epo}", "data.train_batch_size=64")) is None
 
 
 @pytest.mark.parametrize("key", CHOICES)
@@ -125,20 +125,20 @@ def test_disagreements_are_refused(overrides, message):
 
 def test_a_run_without_validation_needs_no_validation_set():
     off = ["trainer.val_before_train=false", "trainer.val_after_train=false"]
-    check_values(config("~env.val.l0", "~env.val.l1", *off))
+    assert check_values(config("~env.val.l0", "~env.val.l1", *off)) is None
 
 
 def test_several_nodes_run_on_a_cluster():
-    check_values(config("trainer.nnodes=2", "ray_kwargs.ray_init.address=auto"))
+    assert check_values(config("trainer.nnodes=2", "ray_kwargs.ray_init.address=auto")) is None
 
 
 def test_turn_context_allows_any_mini_batch():
     # the number of rows is only known after the rollout
-    check_values(config("env.context.kind=turn", "data.train_batch_size=2"))
+    assert check_values(config("env.context.kind=turn", "data.train_batch_size=2")) is None
 
 
 def test_quickstart_fits_two_cores_and_eight_gigabytes():
-    check_machine(config(preset="quickstart"), "cpu", SMALL)
+    assert check_machine(config(preset="quickstart"), "cpu", SMALL) is None
 
 
 @pytest.mark.parametrize(
@@ -222,14 +222,14 @@ def test_what_a_model_needs_has_to_be_installed(overrides, device, message, monk
 
 def test_a_critic_that_is_not_built_needs_no_package(monkeypatch):
     monkeypatch.setattr(machine_module.importlib.util, "find_spec", lambda name: None)
-    check_machine(config("critic.model.lora_rank=8"), "cpu", ROOMY)
+    assert check_machine(config("critic.model.lora_rank=8"), "cpu", ROOMY) is None
 
 
 def test_a_cluster_is_not_measured_by_this_machine():
     cluster = config("ray_kwargs.ray_init.address=auto", "trainer.n_gpus_per_node=16")
-    check_machine(cluster, "cuda", SMALL)
+    assert check_machine(cluster, "cuda", SMALL) is None
 
 
 def test_rollout_workers_are_spread_over_nodes():
     spread = config("actor_rollout_ref.rollout.workers=4", "trainer.nnodes=2")
-    check_machine(spread, "cpu", Machine(cores=2, memory_gb=100.0, gpus=0))
+    assert check_machine(spread, "cpu", Machine(cores=2, memory_gb=100.0, gpus=0)) is None
