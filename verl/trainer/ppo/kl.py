@@ -3,6 +3,7 @@
 Shapes: B rows, T response tokens, V vocabulary.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import torch
@@ -100,15 +101,15 @@ def compute_rewards(
     return token_level_scores - kl_ratio * (old_log_prob - ref_log_prob)
 
 
-class KLController:
+class KLController(ABC):
     """Holds the coefficient `value` of a KL penalty. Its state belongs in the checkpoint."""
 
     def __init__(self, kl_coef: float) -> None:
         self.value = kl_coef
 
+    @abstractmethod
     def update(self, current_kl: float, n_steps: int) -> None:
         """Take in the KL (nats a token) of one batch of `n_steps` samples."""
-        raise NotImplementedError
 
     def state_dict(self) -> dict[str, float]:
         return {"value": self.value}

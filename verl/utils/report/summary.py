@@ -64,9 +64,10 @@ def _time(metrics: RunMetrics) -> list[str]:
     if not phases:
         return ["Time", *_indent(["not measured"])]
     width = max(map(len, phases))
-    lines = [f"Time: {_duration(total)} in {len(steps)} steps, {total / len(steps):.1f} s a step"]
+    count = max(1, int((steps > 0).sum()))  # the line of step 0 is the first validation
+    lines = [f"Time: {_duration(total)} in {count} steps, {total / count:.1f} s a step"]
     for phase, seconds in phases.items():
-        share, mean = seconds.sum() / total, seconds.sum() / len(steps)
+        share, mean = seconds.sum() / total, seconds.sum() / count
         lines.append(f"  {phase:<{width}}  {share:6.1%}  {mean:8.2f} s a step")
     return lines
 
