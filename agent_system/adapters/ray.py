@@ -10,11 +10,9 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from agent_system.adapters.loop_thread import LoopThread
 from agent_system.config import PoolConfig
 from agent_system.environments.pool import EnvPool
 from agent_system.environments.registry import get_env_package
@@ -25,8 +23,10 @@ from agent_system.types import Episode, Observation, SamplingParams, Task, Traje
 from verl.config.root import PPOConfig
 from verl.utils.errors import UserError
 from verl.utils.logging import setup_logging
+from verl.utils.loop_thread import LoopThread
 from verl.workers.model_loading import load_tokenizer
 from verl.workers.rollout.base import build_engine
+from verl.workers.weight_sync import WeightUpdate
 
 
 class RolloutWorker:
@@ -77,9 +77,9 @@ class RolloutWorker:
             self._loop.run(self._wait_for_slots())
             self._resources = resources.pop_all()
 
-    def update_weights(self, weights: Any, version: int) -> None:
-        """Sample from `weights` from now on; `version` is what their tokens will carry."""
-        self._engine.load_weights(weights, version)
+    def update_weights(self, update: WeightUpdate) -> None:
+        """Sample from `update` from now on; its version is what the tokens will carry."""
+        self._engine.load_weights(update)
 
     def collect(
         self, episodes: list[Episode], sampling: SamplingParams, seed: int

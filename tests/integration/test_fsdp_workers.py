@@ -161,7 +161,7 @@ def metrics_of(result):
 
 
 def weights_of(workers):
-    packed = ray.get(workers["actor"].publish_weights(1)[0][0])
+    packed = ray.get(workers["actor"].publish_weights(1)[0][0]).tensors
     return {
         name: torch.from_numpy(content.copy()).view(getattr(torch, dtype)).view(shape)
         for name, (dtype, shape, content) in packed.items()
@@ -256,7 +256,7 @@ def test_published_weights_are_sampled_from(two, batch, model_path):
         return asyncio.run(engine.generate(prompt, sampling, trajectory_id="t"))
 
     stale = sample()
-    engine.load_weights(ray.get(two["actor"].publish_weights(7)[0][0]), version=7)
+    engine.load_weights(ray.get(two["actor"].publish_weights(7)[0][0]))
     fresh = sample()
     engine.close()
     assert (stale.weight_version, fresh.weight_version) == (0, 7)

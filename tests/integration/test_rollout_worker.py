@@ -25,7 +25,7 @@ from agent_system.types import Episode, SamplingParams
 from verl.config.algorithm import DataConfig
 from verl.config.root import PPOConfig
 from verl.config.trainer import RunConfig
-from verl.workers.weight_sync import pack_weights
+from verl.workers.weight_sync import WeightUpdate, pack_weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -153,8 +153,8 @@ def test_a_rollout_through_ray_trains_on_what_was_sampled(cluster, model_path, t
     episodes = make_episodes(config)
     worker = start_worker(config)
     trained = random_model(seed=1)  # not the one that the worker started with
-    weights = ray.put(pack_weights(trained.state_dict()))
-    ray.get(worker.update_weights.remote(weights, 5))
+    update = ray.put(WeightUpdate(5, pack_weights(trained.state_dict())))
+    ray.get(worker.update_weights.remote(update))
     trajectories = collect(worker, episodes, seed=3)
 
     assert [t.episode for t in trajectories] == episodes

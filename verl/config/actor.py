@@ -68,15 +68,33 @@ class SamplingConfig:
 class RolloutConfig:
     """The inference engine and the rollout workers."""
 
-    name: str = "hf"  # hf: transformers with a KV cache that lasts a trajectory
-    # rollout workers on the cluster; default: as many as training workers
+    # vllm; hf: transformers with a KV cache that lasts a trajectory; auto: vllm where installed
+    name: str = "auto"
+    # colocated: engines share the trainers' GPUs; disaggregated: they have GPUs of their own
+    mode: str = "colocated"
+    # rollout workers (engine replicas) on the cluster; default: as many as the places for them
     workers: int | None = None
+    tensor_model_parallel_size: int = 1  # vllm: GPUs (on a CPU: processes) of one replica
     temperature: float = 1.0  # of sampling in training; losses use the same softmax
     top_p: float = 1.0  # nucleus sampling; 1: off
     top_k: int = -1  # sample among the k likeliest tokens; -1: off
     max_num_seqs: int = 64  # requests that are decoded together
+    max_num_batched_tokens: int | None = None  # vllm: tokens of one engine step; default: vllm's
     max_model_len: int | None = None  # default: max_prompt_length + max_response_length
     dtype: str = "auto"  # auto: bfloat16 on cuda, float32 on cpu
+    gpu_memory_utilization: float = 0.5  # vllm on cuda: share of the GPU's memory for an engine
+    cpu_kv_cache_gb: float = 1.0  # vllm on cpu: gigabytes (2**30) of KV cache of an engine
+    # vllm: no compilation and no CUDA graphs; default: true on cpu, where compiling takes minutes
+    enforce_eager: bool | None = None
+    enable_chunked_prefill: bool = True  # vllm: long prompts are prefilled beside decoding
+    enable_prefix_caching: bool = True  # vllm: a trajectory's next prompt costs its new tokens only
+    free_cache_engine: bool = True  # vllm, colocated on cuda: sleep while the trainer trains
+    # how weights reach the engines: object_store (through host memory) | nccl | ipc (one GPU);
+    # auto: on cuda ipc when colocated, else nccl; on cpu and for hf object_store
+    weight_sync: str = "auto"
+    check_weights: bool = False  # compare a checksum of the weights after each sync
+    # seconds a request may take; then it is cancelled and its episode ends as truncated
+    request_timeout_s: float = 600.0
     log_prob_micro_batch_size_per_gpu: int | None = None  # old log-probs: rows a forward pass
     log_prob_use_dynamic_bsz: bool = False  # old log-probs: cut by tokens
     log_prob_max_token_len_per_gpu: int = 16384  # tokens a forward pass, when cut by tokens

@@ -24,6 +24,11 @@ class AlgorithmConfig:
     kl_penalty: str = "kl"  # estimator of that KL: kl (k1) | abs | mse (k2) | low_var_kl (k3)
     kl_ctrl: KLControlConfig = field(default_factory=KLControlConfig)
     entropy_plugin: str = "epo.plugin:build"  # import path; used when epo.enable
+    # weights for tokens that the engine sampled from other probabilities than the trainer's:
+    # none | token_tis | sequence_tis (truncated importance sampling) | token_mask
+    rollout_correction: str = "none"
+    rollout_correction_max: float = 2.0  # tis: cap of the ratio; mask: the largest ratio kept
+    rollout_correction_min: float = 0.5  # mask: the smallest ratio kept
     # leave groups that all earned the same out of the update, of the EPO and KL terms too
     drop_zero_advantage_groups: bool = False
 

@@ -116,7 +116,9 @@ FLAGS: dict[str, Flag] = {
     "seed": Flag(0, "seed of the run and of its tasks", _sets("trainer.seed", "env.seed"), int),
     "total_epochs": Flag(150, "training steps", _sets("trainer.total_epochs"), int),
     "n_gpus": Flag(8, "training workers a node", _sets("trainer.n_gpus_per_node"), int),
-    "engine": Flag("hf", "rollout engine", _sets(f"{ROLLOUT}.name")),
+    "engine": Flag(
+        "auto", "rollout engine: vllm, hf, or auto (vllm where installed)", _sets(f"{ROLLOUT}.name")
+    ),
     "model_path": Flag(
         None, "model folder, hub name, or small / smollm2", _sets("actor_rollout_ref.model.path")
     ),
@@ -249,7 +251,6 @@ def _refused(reason: str) -> Translation:
 
 _NO_FILES = _refused("there are no data files: tasks come from env.train and env.val; remove it")
 _NO_PARQUET = _refused("prompts come from the environment, not from data files; remove it")
-_VLLM = _refused("belongs to the vllm engine, which this version does not have; remove it")
 _FSDP2 = _refused("workers always use FSDP2, with fsdp_config.*; remove it")
 _PER_GPU = _refused("sizes of micro-batches are given per worker; use the key with _per_gpu")
 _ENV_REWARD = _refused("the environment gives the reward; see env.reward")
@@ -280,16 +281,9 @@ LEGACY_KEYS: dict[str, Translation] = {
     "actor_rollout_ref.ref.log_prob_micro_batch_size": _PER_GPU,
     "actor_rollout_ref.hybrid_engine": _refused("rollout workers are always separate; remove it"),
     f"{ROLLOUT}.n": _renamed("env.rollout.n"),
-    f"{ROLLOUT}.mode": _refused("rollouts are always asynchronous; remove it"),
     f"{ROLLOUT}.prompt_length": _renamed("data.max_prompt_length"),
     f"{ROLLOUT}.response_length": _renamed("data.max_response_length"),
-    f"{ROLLOUT}.tensor_model_parallel_size": _VLLM,
-    f"{ROLLOUT}.gpu_memory_utilization": _VLLM,
-    f"{ROLLOUT}.enforce_eager": _VLLM,
-    f"{ROLLOUT}.enable_chunked_prefill": _VLLM,
-    f"{ROLLOUT}.free_cache_engine": _VLLM,
-    f"{ROLLOUT}.max_num_batched_tokens": _VLLM,
-    f"{ROLLOUT}.load_format": _VLLM,
+    f"{ROLLOUT}.load_format": _refused("engines get the trainer's weights; remove it"),
     "algorithm.gigpo.*": _refused("GiGPO is not offered; use adv_estimator grpo, rloo or gae"),
     "data.train_files": _NO_FILES,
     "data.val_files": _NO_FILES,

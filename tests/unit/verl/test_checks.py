@@ -152,7 +152,6 @@ def test_quickstart_fits_two_cores_and_eight_gigabytes():
         (["ray_kwargs.ray_init.num_cpus=2"], "cpu", ROOMY, "num_cpus=2 is less .* 3 processes"),
         # 2 workers * 0.5 GB + 40 slots * 0.25 GB = 11 GB
         (["env.pool.slots_per_worker=40"], "cpu", SMALL, "about 11.0 GB, but 8.0 GB are free"),
-        (["actor_rollout_ref.rollout.name=vllm"], "cuda", ROOMY, "vllm is not available"),
     ],
 )
 def test_machine_too_small(overrides, device, machine, message):

@@ -288,7 +288,7 @@ def all_keys():
     ("override", "reason"),
     [
         ("data.train_files=/data/train.parquet", "env.train"),
-        (f"{R}.gpu_memory_utilization=0.4", "vllm"),
+        (f"{R}.load_format=dummy", "trainer's weights"),
         ("reward_model.enable=True", "environment gives the reward"),
         ("algorithm.gigpo.step_advantage_w=1.0", "GiGPO"),
         (f"{A}.entropy_smooth_mask_mode=seq", "no gradient"),

@@ -16,7 +16,7 @@ from verl.workers.rollout import batcher
 from verl.workers.rollout.base import build_engine
 from verl.workers.rollout.hf_rollout import HFRollout
 from verl.workers.rollout.slot_cache import SLOT_ATTENTION
-from verl.workers.weight_sync import pack_weights
+from verl.workers.weight_sync import WeightUpdate, pack_weights
 
 MAX_LEN = 200
 
@@ -213,7 +213,7 @@ def test_new_weights_are_used_and_old_caches_dropped(engine, model):
     torch.manual_seed(1)
     changed = {name: t + 0.2 * torch.randn_like(t) for name, t in model.state_dict().items()}
     changed["lm_head.weight"] = changed["model.embed_tokens.weight"]  # tied
-    engine.load_weights(pack_weights(changed), version=3)
+    engine.load_weights(WeightUpdate(3, pack_weights(changed)))
 
     after = generate(engine, ids, temperature=0.0, max_tokens=8)
     assert after.weight_version == 3
@@ -237,7 +237,7 @@ def test_running_requests_finish_on_the_old_weights(engine, model):
         ]
         await asyncio.sleep(0.02)
         if reload:
-            await asyncio.to_thread(engine.load_weights, pack_weights(changed), 1)
+            await asyncio.to_thread(engine.load_weights, WeightUpdate(1, pack_weights(changed)))
         return await asyncio.gather(*running)
 
     undisturbed, disturbed = asyncio.run(run(False)), asyncio.run(run(True))
@@ -256,10 +256,10 @@ def test_weights_that_do_not_fit_are_refused_and_the_engine_goes_on(engine, mode
     weights = dict(pack_weights(model.state_dict()))
     name = "model.norm.weight"
     with pytest.raises(ValueError, match=r"unknown \['extra'\]"):
-        engine.load_weights({**weights, "extra": weights[name]}, 1)
+        engine.load_weights(WeightUpdate(1, {**weights, "extra": weights[name]}))
     without = {key: value for key, value in weights.items() if key != name}
     with pytest.raises(ValueError, match="missing"):
-        engine.load_weights(without, 1)
+        engine.load_weights(WeightUpdate(1, without))
     assert generate(engine, prompt(0, 5), max_tokens=2).weight_version == 0
 
 
@@ -291,7 +291,7 @@ def test_an_error_in_the_engine_fails_open_and_later_requests(tiny_model_path):
     with pytest.raises(RuntimeError, match="does not serve any more"):
         generate(engine, prompt(0, 5))
     with pytest.raises(RuntimeError, match="does not serve any more"):
-        engine.load_weights({}, 1)
+        engine.load_weights(WeightUpdate(1, {}))
     engine.close()
 
 
@@ -336,12 +336,12 @@ def test_an_error_in_a_prefill_fails_every_request(
 def test_an_error_in_loading_weights_reaches_the_caller_and_ends_the_engine(tiny_model_path):
     engine = make_engine(tiny_model_path)
 
-    def broken(weights, version):
+    def broken(update):
         raise MemoryError("no room for the weights")
 
     engine._batcher.load_weights = broken
     with pytest.raises(MemoryError, match="no room for the weights"):
-        engine.load_weights({}, 1)
+        engine.load_weights(WeightUpdate(1, {}))
     with pytest.raises(RuntimeError, match="does not serve any more"):
         generate(engine, prompt(0, 5))
     engine.close()

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from verl.config.actor import ActorRolloutRefConfig
+from verl.config.machine import resolve_engine
 from verl.registry import Registry
-from verl.workers.weight_sync import PackedWeights
+from verl.workers.weight_sync import WeightUpdate
 
 
 class SamplingSettings(Protocol):
@@ -43,8 +44,15 @@ class Generation:
     weight_version: int
 
 
+class EngineDiedError(RuntimeError):
+    """The engine does not serve any more, and it is not this request's fault."""
+
+
 class RolloutEngine(Protocol):
-    """Samples for many conversations at once. All methods may be called from any thread."""
+    """Samples for many conversations at once. All methods may be called from any thread.
+
+    A cancelled `generate` frees what the request held.
+    """
 
     def start(self) -> None:
         """Returns when requests are served."""
@@ -58,7 +66,8 @@ class RolloutEngine(Protocol):
 
         Raises:
             ValueError: the prompt is empty or leaves no room for a response.
-            RuntimeError: the engine failed or is closed.
+            EngineDiedError: the engine has to be started anew.
+            RuntimeError: the engine is closed.
         """
         ...
 
@@ -66,16 +75,24 @@ class RolloutEngine(Protocol):
         """The trajectory is over: what is cached for it may go."""
         ...
 
-    def load_weights(self, weights: PackedWeights, version: int) -> None:
-        """Returns when new requests are sampled from `weights`; running ones finish before.
+    def load_weights(self, update: WeightUpdate) -> None:
+        """Returns when new requests are sampled from `update`; running ones finish before. An
+        engine that sleeps wakes up.
 
         Raises:
             ValueError: a name is missing or unknown, or a shape differs. The old weights stay.
+            RuntimeError: what arrived does not have the update's checksum; or the engine died.
         """
         ...
 
+    def sleep(self) -> None:
+        """Give the memory of weights and caches back until `load_weights`, where the engine can.
+        Nothing may be running."""
+        ...
+
     def stats(self) -> dict[str, float]:
-        """Counters since the start."""
+        """Counters since the start, at least `generated_tokens`, `prefilled_tokens` and
+        `cache_hit_tokens` (prompt tokens that did not have to be prefilled)."""
         ...
 
     def close(self) -> None:
@@ -99,4 +116,4 @@ def build_engine(config: ActorRolloutRefConfig, device: str, max_model_len: int)
     """
     from verl.workers.rollout import hf_rollout  # noqa: F401  registers itself with this module
 
-    return ENGINES.get(config.rollout.name)(config, device, max_model_len)
+    return ENGINES.get(resolve_engine(config.rollout.name))(config, device, max_model_len)

@@ -24,7 +24,7 @@ from verl.workers.model_loading import stop_token_ids
 from verl.workers.rollout.request import Request, StopStrings, common_prefix
 from verl.workers.rollout.sampling import SamplingBatch, sample
 from verl.workers.rollout.slot_cache import SlotCache, SlotTable
-from verl.workers.weight_sync import PackedWeights, load_packed_weights
+from verl.workers.weight_sync import WeightUpdate, checksum, load_packed_weights, pack_weights
 
 PREFILL_TOKENS = 8192  # tokens of one prefill forward, padding included
 
@@ -90,14 +90,25 @@ class ContinuousBatcher:
         """Forget what is cached for the trajectory."""
         self._table.release(trajectory_id)
 
-    def load_weights(self, weights: PackedWeights, version: int) -> None:
+    def load_weights(self, update: WeightUpdate) -> None:
         """Replace the weights and forget all caches, which are of the old ones.
 
         Nothing may be running. Raises ValueError, changing nothing, when they do not fit.
         """
-        load_packed_weights(self._model, weights)
-        self._version = version
+        load_packed_weights(self._model, update.tensors)
+        self._version = update.version
         self._table.forget_all()
+        if update.checksum is not None:
+            self._compare(update)
+
+    def _compare(self, update: WeightUpdate) -> None:
+        """Raises RuntimeError when the model does not hold the trainer's weights bit for bit."""
+        held = self._model.state_dict()
+        loaded = pack_weights({name: held[name].cpu() for name in update.tensors})
+        if checksum(loaded) != update.checksum:
+            raise RuntimeError(
+                f"the weights of version {update.version} did not arrive as the trainer sent them"
+            )
 
     def drop_all(self) -> list[Request]:
         """Give up every open request; returns them."""

@@ -56,9 +56,9 @@ class RolloutGroup:
         """Returns when every engine and every environment slot is up."""
         ray.get(self._starting)
 
-    def update_weights(self, weights: ray.ObjectRef, version: int) -> None:
-        """Every engine samples from `weights` from now on."""
-        ray.get([worker.update_weights.remote(weights, version) for worker in self._workers])
+    def update_weights(self, update: ray.ObjectRef) -> None:
+        """Every engine samples from `update`, a `WeightUpdate`, from now on."""
+        ray.get([worker.update_weights.remote(update) for worker in self._workers])
 
     def collect(
         self,

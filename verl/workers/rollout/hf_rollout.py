@@ -21,11 +21,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from verl.config.actor import ActorRolloutRefConfig
 from verl.workers.model_loading import load_causal_lm, load_tokenizer, resolve_dtype
-from verl.workers.rollout.base import ENGINES, Generation, RolloutEngine, SamplingSettings
+from verl.workers.rollout.base import (
+    ENGINES,
+    EngineDiedError,
+    Generation,
+    RolloutEngine,
+    SamplingSettings,
+)
 from verl.workers.rollout.batcher import ContinuousBatcher
 from verl.workers.rollout.request import Request
 from verl.workers.rollout.slot_cache import SLOT_ATTENTION
-from verl.workers.weight_sync import PackedWeights
+from verl.workers.weight_sync import WeightUpdate
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +55,7 @@ class HFRollout:
         self._noise = torch.Generator()
         self._noise.seed()
         self._messages: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._loading: deque[tuple[PackedWeights, int, Future[None]]] = deque()
+        self._loading: deque[tuple[WeightUpdate, Future[None]]] = deque()
         self._closing = threading.Lock()  # after close() no message enters the queue
         self._closed = False
         self._serving = True
@@ -72,10 +78,13 @@ class HFRollout:
         if not self._closed:
             self._messages.put(lambda: self._batcher.release(trajectory_id))
 
-    def load_weights(self, weights: PackedWeights, version: int) -> None:
+    def load_weights(self, update: WeightUpdate) -> None:
         done: Future[None] = Future()
-        self._send(lambda: self._loading.append((weights, version, done)))
+        self._send(lambda: self._loading.append((update, done)))
         done.result()
+
+    def sleep(self) -> None:
+        """Nothing to give back: caches are small and weights stay."""
 
     def stats(self) -> dict[str, float]:
         return dict(vars(self._batcher.stats))
@@ -144,9 +153,9 @@ class HFRollout:
     def _load_next(self) -> None:
         if not self._loading or self._batcher.has_running:
             return
-        weights, version, done = self._loading.popleft()
+        update, done = self._loading.popleft()
         try:
-            self._batcher.load_weights(weights, version)
+            self._batcher.load_weights(update)
         except Exception as error:
             done.set_exception(error)
             if not isinstance(error, ValueError):
@@ -161,11 +170,11 @@ class HFRollout:
 
     def _fail_open(self) -> None:
         open_futures = [request.future for request in self._batcher.drop_all()]
-        open_futures += [done for _, _, done in self._loading]
+        open_futures += [done for _, done in self._loading]
         self._loading.clear()
         for future in open_futures:
             if future.set_running_or_notify_cancel():
-                error = RuntimeError("the rollout engine does not serve any more")
+                error = EngineDiedError("the rollout engine does not serve any more")
                 error.__cause__ = self._error
                 future.set_exception(error)
 

@@ -6,32 +6,49 @@ bfloat16, which numpy lacks, survives.
 
 from __future__ import annotations
 
-import logging
 import warnings
+import zlib
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-logger = logging.getLogger(__name__)
-
 # name -> (dtype such as "bfloat16", shape, the bytes as uint8)
 PackedWeights = Mapping[str, tuple[str, tuple[int, ...], np.ndarray]]
 
-_LORA_PREFIX = "base_model.model."
+
+@dataclass(frozen=True)
+class LoraAdapter:
+    """What an engine has to know of adapters, besides their tensors."""
+
+    rank: int
+    alpha: int
 
 
-class ObjectStoreSync:
-    """A `WeightSync` through Ray's shared-memory object store, also between nodes."""
+@dataclass(frozen=True)
+class WeightUpdate:
+    """The weights of one version.
 
-    def publish(self, state_dict: Mapping[str, Tensor], version: int) -> Any:
-        """Store the weights; returns their `ray.ObjectRef`, which keeps them alive."""
-        import ray
+    `tensors`: all weights of the model; or, with `adapter`, only the LoRA matrices, under peft's
+    names. `checksum`: of `tensors` as the trainer had them; None when none was asked for.
+    """
 
-        logger.debug("publishing weights of version %d", version)
-        return ray.put(pack_weights(state_dict))
+    version: int
+    tensors: PackedWeights
+    adapter: LoraAdapter | None = None
+    checksum: int | None = None
+
+
+def checksum(weights: PackedWeights) -> int:
+    """CRC-32 of names, types, shapes and bytes, whatever their order. About 1 GB/s."""
+    total = 0
+    for name in sorted(weights):
+        dtype, shape, content = weights[name]
+        total = zlib.crc32(f"{name} {dtype} {tuple(shape)}".encode(), total)
+        total = zlib.crc32(content, total)
+    return total
 
 
 def pack_weights(state_dict: Mapping[str, Tensor]) -> PackedWeights:
@@ -51,25 +68,6 @@ def load_packed_weights(model: nn.Module, weights: PackedWeights) -> None:
     _check_complete(targets, weights)
     for name, (dtype, shape, content) in weights.items():
         targets[name].copy_(_unpack(dtype, shape, content))
-
-
-def merge_lora(state_dict: Mapping[str, Tensor], scaling: float) -> dict[str, Tensor]:
-    """The state dict of a LoRA model as one of its base model: W + scaling * B @ A.
-
-    Hu et al., arXiv:2106.09685, section 4.1; `scaling` = lora_alpha / rank. Without adapters the
-    dict comes back as it is.
-    """
-    merged = {}
-    for name, tensor in state_dict.items():
-        if ".lora_" in name:
-            continue
-        if name.endswith(".base_layer.weight"):
-            layer = name.removesuffix(".base_layer.weight")
-            down = state_dict[f"{layer}.lora_A.default.weight"].float()
-            up = state_dict[f"{layer}.lora_B.default.weight"].float()
-            tensor = (tensor.float() + scaling * (up @ down)).to(tensor.dtype)
-        merged[name.removeprefix(_LORA_PREFIX).replace(".base_layer.", ".")] = tensor
-    return merged
 
 
 def _pack(tensor: Tensor) -> tuple[str, tuple[int, ...], np.ndarray]:
