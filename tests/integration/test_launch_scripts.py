@@ -176,8 +176,9 @@ def test_instructions_set_up_and_then_train(clone, monkeypatch):
     monkeypatch.setenv("ALGO", "grpo")
     done = run("bash", clone / script, "org/model", "--seed", "4", "--dry_run", cwd=clone.parent)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == "setup sciworld,flash-attn\n"
+    assert done.stderr == "setup sciworld,flash-attn,vllm\n"
     config = OmegaConf.create(done.stdout)
+    assert config.actor_rollout_ref.rollout.name == "vllm"
     assert config.actor_rollout_ref.model.path == "org/model"
     assert (config.trainer.seed, config.algorithm.adv_estimator) == (4, "grpo")
 
