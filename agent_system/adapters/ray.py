@@ -60,7 +60,7 @@ class RolloutWorker:
         with ExitStack() as resources:
             with user_errors():
                 # The environment processes boot while the engine loads the model.
-                self._pool = EnvPool(config.env.env_name, config.env.options, self._pool_config())
+                self._pool = self._open_pool()
                 resources.callback(self._pool.close)
                 self._collector = TrajectoryCollector(
                     self._pool,
@@ -97,6 +97,10 @@ class RolloutWorker:
     def close(self) -> None:
         """Cancel what runs, then end engine and environment processes. May be called again."""
         self._resources.close()
+
+    def _open_pool(self) -> EnvPool:
+        env = self._config.env
+        return EnvPool(env.env_name, env.options, self._pool_config())
 
     def _pool_config(self) -> PoolConfig:
         """Every worker has a log folder of its own: slots are numbered from 0 in each."""
