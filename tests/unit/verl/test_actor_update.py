@@ -161,6 +161,46 @@ def test_without_a_plugin_the_step_is_bit_identical_to_plain_ppo(tiny_model_path
         assert torch.equal(tensor, want[name]), name
 
 
+def test_rollout_weights_weigh_the_policy_loss_alone(tiny_model_path, single_rank):
+    weight = torch.rand(len(ACTIVE), T, generator=torch.Generator().manual_seed(5)) * 2
+    weight[0] = 0.0  # a masked row
+
+    def update(batch):
+        engine = make_engine(tiny_model_path, single_rank)
+        actor = DataParallelPPOActor(ActorConfig(**FULL), engine, regularizer=Entropy())
+        return gradients_of(actor, engine, batch)
+
+    plain, plain_metrics = update(make_batch())
+    weighted = make_batch()
+    weighted["rollout_is_weights"] = weight
+    got, metrics = update(weighted)
+    scaled = make_batch()
+    scaled["advantages"] *= weight
+    want, want_metrics = update(scaled)
+    for name in want:
+        torch.testing.assert_close(got[name], want[name], atol=1e-6, rtol=1e-5)
+    assert any(not torch.allclose(got[name], plain[name], rtol=1e-3) for name in got)
+    assert metrics["actor/pg_loss"] == pytest.approx(want_metrics["actor/pg_loss"], rel=1e-5)
+    for name in ("actor/kl_loss", "entropy/term", "actor/ppo_kl", "actor/pg_clipfrac"):
+        assert metrics[name] == plain_metrics[name], name
+
+
+@pytest.mark.parametrize("loss_mode", ["vanilla", "gspo", "geo_mean"])
+def test_rollout_weights_of_one_change_nothing(tiny_model_path, single_rank, loss_mode):
+    def update(batch):
+        engine = make_engine(tiny_model_path, single_rank)
+        config = ActorConfig()
+        config.policy_loss.loss_mode = loss_mode
+        return gradients_of(DataParallelPPOActor(config, engine), engine, batch)
+
+    want, want_metrics = update(make_batch())
+    weighted = make_batch()
+    weighted["rollout_is_weights"] = torch.ones(len(ACTIVE), T)
+    got, metrics = update(weighted)
+    assert all(torch.equal(got[name], want[name]) for name in want)
+    assert metrics["actor/loss"] == want_metrics["actor/loss"]
+
+
 def test_the_regulariser_replaces_the_entropy_bonus(tiny_model_path, single_rank):
     batch = make_batch()
     engine = make_engine(tiny_model_path, single_rank)

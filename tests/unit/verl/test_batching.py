@@ -7,7 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verl import DataProto
-from verl.trainer.ppo.batching import PADDING_UID, gather, mini_batches, pad_rows, spread
+from verl.trainer.ppo.batching import (
+    PADDING_UID,
+    gather,
+    mini_batches,
+    pad_rows,
+    spread,
+    worker_view,
+)
 
 PROMPT, RESPONSE = 2, 3
 
@@ -42,6 +49,13 @@ def test_padding_rows_are_empty_and_named():
     assert padded.batch["attention_mask"][3].tolist() == [0, 1, 0, 0, 0]
     assert padded.batch["turn_ids"][3].tolist() == [-1, -1, -1]
     assert padded.non_tensor_batch["traj_uid"].tolist() == ["t0", "t1", "t2", PADDING_UID]
+
+
+def test_workers_get_the_rollout_weights_and_nothing_they_do_not_read():
+    batch = rollout([3, 1])
+    assert set(worker_view(batch).batch.keys()) == {"response_mask", "turn_ids", "attention_mask"}
+    batch.batch["rollout_is_weights"] = torch.full((2, RESPONSE), 0.5)
+    assert "rollout_is_weights" in set(worker_view(batch).batch.keys())
 
 
 def test_padding_leaves_the_given_batch_alone():

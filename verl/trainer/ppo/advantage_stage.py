@@ -14,6 +14,7 @@ from verl.protocol import DataProto
 from verl.trainer.ppo.aggregation import dense_ids
 from verl.trainer.ppo.core_algos import AdvantageEstimator, get_adv_estimator_fn
 from verl.trainer.ppo.kl import kl_in_reward
+from verl.trainer.ppo.rollout_correction import correction, mismatch_metrics, token_log_ratio
 
 UNGROUPED_ESTIMATORS = {
     AdvantageEstimator.GAE,
@@ -68,6 +69,27 @@ def add_advantages(batch: DataProto, config: AlgorithmConfig) -> DataProto:
     batch.batch["advantages"] = advantages * has_company(batch, config)[:, None]
     batch.batch["returns"] = returns
     return batch
+
+
+def compare_with_rollout(batch: DataProto, config: AlgorithmConfig) -> dict[str, float]:
+    """How far the engines' log-probs are from the trainer's, as `training/rollout_*` metrics.
+
+    With `algorithm.rollout_correction` the batch gets the column `rollout_is_weights` (R, T).
+    """
+    mask = batch.batch["response_mask"]
+    old, sampled = batch.batch["old_log_probs"], batch.batch["rollout_log_probs"]
+    metrics = mismatch_metrics(old, sampled, mask)
+    if config.rollout_correction != "none":
+        weights, metrics["training/rollout_correction_clipped"] = correction(
+            config.rollout_correction,
+            token_log_ratio(old, sampled, mask),
+            mask,
+            dense_ids(batch.non_tensor_batch["traj_uid"]),
+            lowest=config.rollout_correction_min,
+            highest=config.rollout_correction_max,
+        )
+        batch.batch["rollout_is_weights"] = weights
+    return metrics
 
 
 def with_episode_outcome(batch: DataProto) -> torch.Tensor:

@@ -18,7 +18,7 @@ PADDING_UID = "padding"
 # What workers read; the rest of a rollout stays on the driver.
 WORKER_COLUMNS = {
     "input_ids", "attention_mask", "response_mask", "turn_ids", "old_log_probs", "ref_log_prob",
-    "advantages", "returns", "values",
+    "advantages", "returns", "values", "rollout_is_weights",
 }  # fmt: skip
 EMPTIED_COLUMNS = {"response_mask", "trajectory_weight", "token_weight"}
 

@@ -34,6 +34,7 @@ POLICY_COLUMNS = (
     "old_log_probs",
     "advantages",
 )
+ROLLOUT_WEIGHTS = "rollout_is_weights"  # a column where `algorithm.rollout_correction` is on
 
 
 class DataParallelPPOActor:
@@ -92,9 +93,10 @@ class DataParallelPPOActor:
         `meta_info`: temperature, step_context, and the mini-batch's batch_num_tokens and
         global_batch_size, by which every term is divided.
         """
+        weights = {ROLLOUT_WEIGHTS} & set(batch.keys())
         return learn(
             self._engine,
-            batch.select(*self._columns),
+            batch.select(*self._columns, *weights),
             self._micro_batch_config(),
             self._packed,
             lambda micro: self._loss(micro, meta_info),
@@ -135,6 +137,11 @@ class DataParallelPPOActor:
     def _policy_gradient(
         self, log_prob_BT: Tensor, columns: TensorDict, meta_info: Mapping[str, Any]
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """A rollout correction weighs the per-token loss; the denominators stay.
+
+        For PPO that is weighing the advantages: a factor that is not negative commutes with min,
+        max and clip. Here it also holds for losses that average advantages over a row.
+        """
         loss, metrics = self._policy_loss(
             columns["old_log_probs"],
             log_prob_BT,
@@ -142,6 +149,7 @@ class DataParallelPPOActor:
             columns["response_mask"],
             self._config.loss_agg_mode,
             self._config,
+            rollout_is_weights=columns.get(ROLLOUT_WEIGHTS, None),
             **self._normalizers(meta_info),
         )
         return loss, {**metrics, "actor/pg_loss": loss.detach()}
