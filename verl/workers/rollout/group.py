@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.actor import ActorHandle
 
 from verl.config.root import PPOConfig
 
@@ -19,6 +20,7 @@ class RolloutPlacement:
     strategy: Any  # a Ray scheduling strategy
     num_cpus: float
     num_gpus: float
+    env_vars: dict[str, str] = field(default_factory=dict)  # of this worker alone
 
 
 class RolloutGroup:
@@ -42,7 +44,7 @@ class RolloutGroup:
                 num_cpus=placement.num_cpus,
                 num_gpus=placement.num_gpus,
                 scheduling_strategy=placement.strategy,
-                runtime_env={"env_vars": env_vars},
+                runtime_env={"env_vars": env_vars | placement.env_vars},
             )
             .remote(config, rank, len(placements), device)
             for rank, placement in enumerate(placements)
@@ -51,6 +53,11 @@ class RolloutGroup:
 
     def __len__(self) -> int:
         return len(self._workers)
+
+    @property
+    def workers(self) -> list[ActorHandle]:
+        """The actors, in the order of their ranks."""
+        return self._workers
 
     def wait_until_started(self) -> None:
         """Returns when every engine and every environment slot is up."""
