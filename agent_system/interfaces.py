@@ -50,7 +50,12 @@ class Policy(Protocol):
     async def generate(
         self, prompt_ids: Sequence[int], sampling: SamplingParams, *, trajectory_id: str
     ) -> Generation:
-        """Sample one response. Equal `trajectory_id`s may share a cached prefix."""
+        """Sample one response. Equal `trajectory_id`s may share a cached prefix.
+
+        Raises:
+            TimeoutError: no answer in time. The episode ends as "truncated" with the turns it has.
+                Any other error ends the whole rollout.
+        """
         ...
 
     def release(self, trajectory_id: str) -> None:

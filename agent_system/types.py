@@ -8,8 +8,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-# Why a trajectory ended: "truncated" by the turn limit, "overlong" when it no longer fits.
+# Why a trajectory ended: "truncated" by the turn limit or by the time limit of a request,
+# "overlong" when it no longer fits.
 TerminationReason = Literal["success", "failure", "truncated", "overlong", "env_error"]
+# Why a response ended: an end token or a stop string, or the limit of its tokens.
+FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
@@ -93,13 +96,12 @@ class Generation:
     """What an engine returns: the sampled ids (with the stop or end token) and their log-probs.
 
     `token_ids`: (T,) int. `log_probs`: (T,) float, of softmax(logits / temperature), before top-p
-    and top-k. `finish_reason`: "stop" (end token or stop string) or "length". `weight_version`: the
-    policy version that produced it.
+    and top-k. `weight_version`: the policy version that produced it.
     """
 
     token_ids: tuple[int, ...]
     log_probs: tuple[float, ...]
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
     weight_version: int = 0
 
 
@@ -119,13 +121,18 @@ class Turn:
     action: ParsedAction
     observation: str
     reward: float
+    finish_reason: FinishReason = "stop"
     weight_version: int = 0
     dropped_turns: int = 0  # turns of history that did not fit the prompt budget
 
 
 @dataclass
 class Trajectory:
-    """One finished episode."""
+    """One finished episode.
+
+    `info`: `lenient_success`; `timed_out`, True where the engine did not answer in time (then
+    `turns` are those before); `errors` of an environment that failed.
+    """
 
     episode: Episode
     turns: list[Turn]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,6 +30,8 @@ from agent_system.types import (
     Turn,
 )
 
+logger = logging.getLogger(__name__)
+
 
 def request_seed(seed: int, episode: Episode, turn: int) -> int:
     """The sampling seed of one turn, 63 bits.
@@ -54,7 +57,10 @@ class _Run:
     timing_s: dict[str, float] = field(default_factory=dict)
 
     async def generate(self, prompt: Prompt) -> Generation:
-        """The next response, sampled with a seed of its own."""
+        """The next response, sampled with a seed of its own.
+
+        Raises TimeoutError when the policy does not answer in time.
+        """
         seed = request_seed(self.seed, self.episode, len(self.turns))
         sampling = replace(self.sampling, seed=seed)
         with self.watch.waiting_for("generate", self.timing_s):
@@ -69,7 +75,9 @@ class _Run:
             )
         return generation
 
-    def finish(self, reason: TerminationReason, info: Mapping[str, Any]) -> Trajectory:
+    def finish(
+        self, reason: TerminationReason, info: Mapping[str, Any], timed_out: bool
+    ) -> Trajectory:
         """`info`: what the environment said last."""
         success = bool(info["success"])
         return Trajectory(
@@ -79,7 +87,10 @@ class _Run:
             success=success,
             score=float(info["score"]),
             episode_reward=sum(turn.reward for turn in self.turns),
-            info={"lenient_success": bool(info.get("lenient_success", success))},
+            info={
+                "lenient_success": bool(info.get("lenient_success", success)),
+                "timed_out": timed_out,
+            },
             timing_s=self.timing_s,
         )
 
@@ -113,24 +124,34 @@ class EpisodePlayer:
             with watch.waiting_for("reset", run.timing_s):
                 observation, info = await env.reset(episode.task)
             task_text = info["task_text"]
-            reason, last_info = None, info
+            reason, last_info, timed_out = None, info, False
             while reason is None:
                 prompt = self.context.prompt(task_text, run.turns, observation)
                 if prompt is None:
                     reason = "overlong"
                     break
-                result = await self._play_turn(run, env, prompt, observation)
+                try:
+                    generation = await run.generate(prompt)
+                except TimeoutError as error:
+                    logger.warning("episode %s is cut short: %s", episode.traj_uid, error)
+                    reason, timed_out = "truncated", True
+                    break
+                result = await self._act(run, env, prompt, observation, generation)
                 observation, last_info = result.observation, result.info
                 reason = self._end(result, len(run.turns))
         finally:
             policy.release(episode.traj_uid)
-        return run.finish(reason, last_info)
+        return run.finish(reason, last_info, timed_out)
 
-    async def _play_turn(
-        self, run: _Run, env: AsyncEnv, prompt: Prompt, observation: Observation
+    async def _act(
+        self,
+        run: _Run,
+        env: AsyncEnv,
+        prompt: Prompt,
+        observation: Observation,
+        generation: Generation,
     ) -> StepResult:
-        """Ask the policy, act, and append the turn to `run`."""
-        generation = await run.generate(prompt)
+        """Do what the policy says, and append the turn to `run`."""
         response_ids = np.asarray(generation.token_ids, TOKEN_DTYPE)
         response = self.chat.decode(response_ids)
         action = self.prompts.parse(response, observation)
@@ -146,6 +167,7 @@ class EpisodePlayer:
                 action=action,
                 observation=result.observation.text,
                 reward=self.rewards.turn_reward(result),
+                finish_reason=generation.finish_reason,
                 weight_version=generation.weight_version,
                 dropped_turns=prompt.dropped_turns,
             )

@@ -22,6 +22,11 @@ def admissible_share(turns: Sequence[Turn]) -> float:
     return _mean(known)
 
 
+def cut_share(turns: Sequence[Turn]) -> float:
+    """Share of responses that were cut at the limit of tokens; nan without turns."""
+    return _mean([turn.finish_reason == "length" for turn in turns])
+
+
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if len(values) else float("nan")
 
@@ -53,6 +58,8 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "episode/length/max": float(max(lengths)),
         "episode/valid_action_ratio": valid_share(turns),
         "episode/admissible_ratio": admissible_share(turns),
+        "episode/cut_responses": cut_share(turns),
+        "episode/timed_out": float(sum(t.info.get("timed_out", False) for t in played)),
         "episode/dropped_turns": float(sum(turn.dropped_turns for turn in turns)),
         "episode/response_tokens": _mean([len(turn.response_ids) for turn in turns]),
     }
@@ -84,6 +91,7 @@ def trajectory_record(trajectory: Trajectory, tokenizer: Any | None = None) -> d
         "uid": episode.uid,
         "traj_uid": episode.traj_uid,
         "reason": trajectory.reason,
+        "timed_out": trajectory.info.get("timed_out", False),
         "success": bool(trajectory.success),
         "score": float(trajectory.score),
         "episode_reward": float(trajectory.episode_reward),
@@ -108,6 +116,7 @@ def _turn_record(turn: Turn) -> dict[str, Any]:
         "reward": float(turn.reward),
         "prompt_tokens": len(turn.prompt_ids),
         "response_tokens": len(turn.response_ids),
+        "finish_reason": turn.finish_reason,
         "weight_version": turn.weight_version,
         "dropped_turns": turn.dropped_turns,
     }

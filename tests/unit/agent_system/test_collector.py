@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import random
+from collections import Counter
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from agent_system.environments.pool import EnvWorkerError
 from agent_system.multi_turn_rollout import TrajectoryCollector
 from agent_system.multi_turn_rollout.collector import starting_order
 from agent_system.multi_turn_rollout.episode import request_seed
+from agent_system.multi_turn_rollout.summary import rollout_metrics, trajectory_record
 from agent_system.types import (
     Episode,
     Generation,
@@ -228,10 +231,8 @@ def test_how_episodes_end(tokenizer):
     truncated = reason(9, ["right"])
     assert (truncated.reason, truncated.num_turns, truncated.success) == ("truncated", 6, False)
     assert truncated.episode_reward == 0
-    # prompts of 3, 7, 11 tokens: the third does not fit
-    overlong = reason(9, ["right"], budget=10)
-    assert (overlong.reason, overlong.num_turns) == ("overlong", 2)
-    assert reason(9, ["right"], budget=2).turns == []
+    overlong = reason(9, ["right"], budget=2)  # the first prompt has 3 tokens
+    assert (overlong.reason, overlong.turns) == ("overlong", [])
 
 
 def test_turn_context_drops_history_before_it_gives_up(tokenizer):
@@ -314,6 +315,52 @@ def test_an_environment_that_fails_twice_loses_only_its_own_episode(tokenizer, c
     assert lost.info["errors"] == ["slot died in goal3"] * 2
     assert policy.released.count("g1/0") == 2  # once an attempt
     assert "episode g1/0 lost its environment: slot died in goal3" in caplog.text
+
+
+class LatePolicy(SeededPolicy):
+    """Never answers some trajectories from their third turn on."""
+
+    def __init__(self, late):
+        super().__init__(["right"])
+        self._late, self._turns = late, Counter()
+
+    async def generate(self, prompt_ids, sampling, *, trajectory_id):
+        self._turns[trajectory_id] += 1
+        if trajectory_id in self._late and self._turns[trajectory_id] == 3:
+            raise TimeoutError("the engine did not answer within 9 s")
+        return await super().generate(prompt_ids, sampling, trajectory_id=trajectory_id)
+
+
+def test_a_request_past_its_limit_ends_its_own_episode_only(tokenizer, caplog):
+    episodes = make_episodes(goals(4), group_size=2)
+    healthy = collect(tokenizer, episodes, policy=SeededPolicy(["right"]))
+    policy = LatePolicy(["g0/0"])
+    late, other = collect(tokenizer, episodes, policy=policy)
+    assert (late.reason, late.success, late.info["timed_out"]) == ("truncated", False, True)
+    assert [turn.observation for turn in late.turns] == ["at 1", "at 2"]
+    assert late.score == 50  # of the last turn that was played
+    assert signature(late)[4] == signature(healthy[0])[4][:2]
+    assert signature(other) == signature(healthy[1])
+    assert other.info["timed_out"] is False
+    assert sorted(policy.released) == ["g0/0", "g0/1"]
+    assert "episode g0/0 is cut short: the engine did not answer within 9 s" in caplog.text
+    metrics = rollout_metrics([late, other])
+    assert (metrics["episode/timed_out"], metrics["episode/truncated"]) == (1, 1)
+    assert trajectory_record(late)["timed_out"] is True
+
+
+def test_responses_cut_by_length_are_counted(tokenizer):
+    class WordyPolicy(SeededPolicy):
+        async def generate(self, prompt_ids, sampling, *, trajectory_id):
+            generation = await super().generate(prompt_ids, sampling, trajectory_id=trajectory_id)
+            is_first = len(prompt_ids) == 3
+            return replace(generation, finish_reason="length" if is_first else "stop")
+
+    [won] = collect(tokenizer, make_episodes(goals(4)), policy=WordyPolicy(["right"]))
+    assert [turn.finish_reason for turn in won.turns] == ["length", "stop", "stop", "stop"]
+    assert rollout_metrics([won])["episode/cut_responses"] == 0.25
+    record = trajectory_record(won)
+    assert [turn["finish_reason"] for turn in record["turns"]][:2] == ["length", "stop"]
 
 
 def test_an_engine_error_ends_the_rollout(tokenizer):

@@ -216,7 +216,7 @@ def test_a_dead_engine_that_does_not_close_is_replaced_all_the_same(caplog):
 
     engine = supervise(Stuck(dies_at=1), FakeEngine())
     assert answers(ask_all(engine, 1)) == [(0, 1000)]
-    assert "did not close" in caplog.text
+    assert "a broken rollout engine did not close" in caplog.text
 
 
 def test_a_request_past_its_limit_is_cancelled_and_counted():

@@ -167,7 +167,7 @@ class SupervisedEngine:
         self, life: Life, dead: RolloutEngine, error: EngineDiedError, died_again: bool
     ) -> None:
         try:
-            _bury(dead)
+            _close(dead)
             if died_again:
                 raise EngineGaveUpError(
                     f"it was restarted and died again before it completed a request ({error})"
@@ -188,20 +188,20 @@ class SupervisedEngine:
                 engine.start()
                 if self._update is not None:
                     engine.load_weights(self._update)
-            except BaseException:
-                engine.close()
+            except Exception:
+                _close(engine)
                 raise
         except Exception as failure:
             raise EngineGaveUpError(f"it died and cannot be restarted ({failure})") from failure
         return engine
 
 
-def _bury(dead: RolloutEngine) -> None:
-    """Free what it holds. A dead engine may fail at that, which is no reason not to go on."""
+def _close(broken: RolloutEngine) -> None:
+    """Free what it holds. It may fail at that, which must not hide why it broke."""
     try:
-        dead.close()
+        broken.close()
     except Exception:
-        logger.exception("the dead rollout engine did not close")
+        logger.exception("a broken rollout engine did not close")
 
 
 async def _engine_of(life: Life) -> RolloutEngine:
