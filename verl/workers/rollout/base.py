@@ -114,6 +114,9 @@ def build_engine(config: ActorRolloutRefConfig, device: str, max_model_len: int)
         UserError: the model is missing or not one the engine can run.
         ValueError: unknown engine name.
     """
-    from verl.workers.rollout import hf_rollout  # noqa: F401  registers itself with this module
-
-    return ENGINES.get(resolve_engine(config.rollout.name))(config, device, max_model_len)
+    name = resolve_engine(config.rollout.name)
+    if name == "vllm":  # each engine registers itself; only the chosen one has to be installed
+        from verl.workers.rollout.vllm_rollout import engine  # noqa: F401
+    else:
+        from verl.workers.rollout import hf_rollout  # noqa: F401
+    return ENGINES.get(name)(config, device, max_model_len)

@@ -1,0 +1,1 @@
+"""The vLLM engine. Only `engine` imports vLLM, and only when an engine is built."""

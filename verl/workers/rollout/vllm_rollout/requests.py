@@ -1,0 +1,47 @@
+"""One generation in vLLM's terms, and its result in ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vllm import RequestOutput, SamplingParams
+from vllm.sampling_params import RequestOutputKind
+
+from verl.workers.rollout.base import EngineDiedError, Generation, SamplingSettings
+
+
+def sampling_params(
+    sampling: SamplingSettings, max_tokens: int, stop_token_ids: Sequence[int]
+) -> SamplingParams:
+    """Text is only made where a stop string has to be found in it."""
+    return SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        seed=sampling.seed,
+        max_tokens=max_tokens,
+        stop=list(sampling.stop),
+        stop_token_ids=list(stop_token_ids),
+        detokenize=bool(sampling.stop),
+        include_stop_str_in_output=True,
+        skip_special_tokens=False,
+        logprobs=0,  # of the sampled token alone
+        flat_logprobs=True,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        skip_clone=True,
+    )
+
+
+def to_generation(output: RequestOutput) -> Generation:
+    """vLLM's engine may have sampled on before its frontend found a stop string: those tokens are
+    already cut from `token_ids`, and their log-probs are cut here."""
+    completion = output.outputs[0]
+    if completion.finish_reason not in ("stop", "length"):
+        raise EngineDiedError(f"vLLM gave a request up: {completion.finish_reason}")
+    token_ids = tuple(completion.token_ids)
+    return Generation(
+        token_ids=token_ids,
+        log_probs=tuple(completion.logprobs.logprobs[: len(token_ids)]),
+        finish_reason=completion.finish_reason,
+        weight_version=int(completion.weight_versions[0].version),
+    )

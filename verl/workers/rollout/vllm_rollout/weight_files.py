@@ -1,0 +1,75 @@
+"""Weights on their way into vLLM's processes: files in shared memory.
+
+vLLM's workers are processes of their own and load weights from files. In /dev/shm such a file is
+memory that they map; nothing is written to a disk and nothing but the file itself is a copy.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from safetensors import TensorSpec, serialize_file
+
+from verl.workers.weight_sync import LoraAdapter, PackedWeights
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+@contextmanager
+def weight_file(weights: PackedWeights) -> Iterator[str]:
+    """The path of a safetensors file with `weights`, for as long as the context lasts."""
+    with _shared_folder() as folder:
+        path = folder / "model.safetensors"
+        _write(path, weights)
+        yield str(path)
+
+
+@contextmanager
+def adapter_folder(weights: PackedWeights, adapter: LoraAdapter) -> Iterator[str]:
+    """A LoRA adapter as peft saves it, for as long as the context lasts."""
+    with _shared_folder() as folder:
+        _write(folder / "adapter_model.safetensors", weights)
+        settings = {
+            "peft_type": "LORA",
+            "r": adapter.rank,
+            "lora_alpha": adapter.alpha,
+            "target_modules": adapted_modules(weights),
+        }
+        (folder / "adapter_config.json").write_text(json.dumps(settings))
+        yield str(folder)
+
+
+def adapted_modules(weights: PackedWeights) -> list[str]:
+    """The last parts of the names of the layers that have adapters, such as q_proj."""
+    return sorted({name.split(".lora_")[0].rpartition(".")[2] for name in weights})
+
+
+@contextmanager
+def _shared_folder() -> Iterator[Path]:
+    parent = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="rollout_weights_", dir=parent) as folder:
+        yield Path(folder)
+
+
+def _write(path: Path, weights: PackedWeights) -> None:
+    specs = {
+        name: TensorSpec(
+            dtype=dtype, shape=shape, data_ptr=content.ctypes.data, data_len=content.nbytes
+        )
+        for name, (dtype, shape, content) in weights.items()
+    }
+    serialize_file(specs, str(path))
+
+
+def zeros(shapes: Mapping[str, tuple[int, ...]]) -> PackedWeights:
+    """Float32 tensors of zeros: an adapter that changes nothing."""
+    return {
+        name: ("float32", shape, np.zeros(4 * math.prod(shape), dtype=np.uint8))
+        for name, shape in shapes.items()
+    }
