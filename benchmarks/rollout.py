@@ -8,11 +8,14 @@ from __future__ import annotations
 import argparse
 from types import ModuleType
 
-from rollout_parts import scale
+from rollout_parts import calibrate, scale
 
 from verl.utils.logging import setup_logging
 
-SUBCOMMANDS: dict[str, ModuleType] = {"scale": scale}
+SUBCOMMANDS: dict[str, ModuleType] = {
+    "calibrate": calibrate,
+    "scale": scale,
+}
 
 
 def main() -> None:

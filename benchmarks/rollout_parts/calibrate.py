@@ -1,0 +1,98 @@
+"""`calibrate`: the latencies of a real engine, for the simulated one."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import random
+import statistics
+import time
+from pathlib import Path
+
+from rollout_parts.report import machine, show
+from rollout_parts.session import (
+    Session,
+    add_engine_arguments,
+    generate_all,
+    make_config,
+    open_session,
+)
+from rollout_parts.simulated import Latencies
+
+from agent_system.types import SamplingParams
+from verl.config.machine import resolve_engine
+from verl.workers.model_loading import load_tokenizer
+
+# So hot that every token is about equally likely: the end token practically never comes.
+TEMPERATURE = 20.0
+PROMPT_TOKENS = 64
+PREFILLED_PROMPTS, PREFILLED_TOKENS = 8, 512
+SHORT = 4  # tokens; a response of that and a long one differ by decoding alone
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_engine_arguments(parser, seqs=128)
+    parser.add_argument("--together", type=int, nargs="+", default=[1, 4, 16, 32, 64, 128])
+    parser.add_argument("--steps", type=int, default=12, help="decoding steps of a measurement")
+    parser.add_argument("--repeats", type=int, default=3, help="medians of so many")
+    parser.add_argument("--output", type=Path, help="write the latencies there")
+
+
+def run(options: argparse.Namespace) -> None:
+    config = make_config(options, ["data.max_prompt_length=960", "data.max_response_length=64"])
+    vocabulary = len(load_tokenizer(config.actor_rollout_ref.model))
+    with open_session(config) as session:
+        probe = Probe(session, vocabulary, options)
+        probe.seconds(2, PROMPT_TOKENS, SHORT)  # warm up
+        prefill_rate = PREFILLED_PROMPTS * PREFILLED_TOKENS / probe.median(
+            PREFILLED_PROMPTS, PREFILLED_TOKENS, 1
+        )
+        decode_ms = [1000 * probe.step_seconds(together) for together in options.together]
+    measured = Latencies(
+        tuple(options.together),
+        tuple(round(ms, 2) for ms in decode_ms),
+        round(prefill_rate, 1),
+        f"{options.model}, {options.dtype}, engine {resolve_engine(options.engine)}, {machine()}, "
+        f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
+    )
+    if options.output is not None:
+        measured.write(options.output)
+    show(
+        ["requests together", "ms a decoding step", "tokens/s"],
+        [
+            [together, ms, 1000 * together / ms]
+            for together, ms in zip(options.together, measured.decode_ms, strict=True)
+        ],
+        [f"Prefill: {prefill_rate:,.0f} tokens/s. {measured.measured_on}."],
+    )
+
+
+class Probe:
+    """Times batches of random prompts."""
+
+    def __init__(self, session: Session, vocabulary: int, options: argparse.Namespace) -> None:
+        self._session = session
+        self._vocabulary = vocabulary
+        self._options = options
+        self._random = random.Random(0)
+        self._batches = 0
+
+    def step_seconds(self, together: int) -> float:
+        """One decoding step of so many requests: a long batch less a short one."""
+        steps = self._options.steps
+        longer = self.median(together, PROMPT_TOKENS, SHORT + steps)
+        return (longer - self.median(together, PROMPT_TOKENS, SHORT)) / steps
+
+    def median(self, together: int, prompt: int, response: int) -> float:
+        repeats = range(self._options.repeats)
+        return statistics.median(self.seconds(together, prompt, response) for _ in repeats)
+
+    def seconds(self, together: int, prompt: int, response: int) -> float:
+        """Prompts and responses of so many tokens, `together` of them at once."""
+        self._batches += 1
+        ids = [self._random.choices(range(self._vocabulary), k=prompt) for _ in range(together)]
+        sampling = SamplingParams(temperature=TEMPERATURE, max_tokens=response, seed=self._batches)
+        name = f"batch {self._batches}"
+        started = time.perf_counter()
+        self._session.run(generate_all(self._session.engine, ids, sampling, name))
+        return time.perf_counter() - started

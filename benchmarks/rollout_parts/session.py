@@ -1,0 +1,134 @@
+"""An engine of the trainer in this process, on SmolLM2 or another policy, and what is known of it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import time
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+
+from agent_system.adapters.ray import max_model_len
+from verl.config.compose import compose_config
+from verl.config.root import PPOConfig
+from verl.utils.loop_thread import LoopThread
+from verl.workers.model_loading import load_causal_lm
+from verl.workers.rollout.base import Generation, RolloutEngine, SamplingSettings, build_engine
+from verl.workers.weight_sync import WeightUpdate, pack_weights
+
+T = TypeVar("T")
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser, *, seqs: int) -> None:
+    parser.add_argument("--engine", default="auto", help="vllm, hf, or auto: vllm where installed")
+    parser.add_argument("--model", default="smollm2", help="as actor_rollout_ref.model.path")
+    parser.add_argument("--dtype", default="bfloat16", help="float32 or bfloat16, of engine and trainer")
+    parser.add_argument("--max-num-seqs", type=int, default=seqs, help="requests decoded together")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+
+
+def make_config(options: argparse.Namespace, overrides: Sequence[str]) -> PPOConfig:
+    """The preset `smollm2` with the engine of the command line and `overrides`."""
+    _, config = compose_config(
+        [
+            f"actor_rollout_ref.rollout.name={options.engine}",
+            f"actor_rollout_ref.rollout.dtype={options.dtype}",
+            f"actor_rollout_ref.rollout.max_num_seqs={options.max_num_seqs}",
+            f"actor_rollout_ref.model.path={options.model}",
+            f"actor_rollout_ref.actor.fsdp_config.mixed_precision={options.dtype}",
+            f"trainer.cpu_threads_per_worker={options.threads}",
+            *overrides,
+        ],
+        "smollm2",
+    )
+    return config
+
+
+@dataclass
+class EngineMeter:
+    """The engine as the loop sees it; adds up the seconds in which it has a request."""
+
+    engine: RolloutEngine
+    busy_s: float = 0.0
+    _open: int = field(default=0, repr=False)
+    _since: float = field(default=0.0, repr=False)
+
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: SamplingSettings, *, trajectory_id: str
+    ) -> Generation:
+        if self._open == 0:
+            self._since = time.perf_counter()
+        self._open += 1
+        try:
+            return await self.engine.generate(prompt_ids, sampling, trajectory_id=trajectory_id)
+        finally:
+            self._open -= 1
+            if self._open == 0:
+                self.busy_s += time.perf_counter() - self._since
+
+    def release(self, trajectory_id: str) -> None:
+        self.engine.release(trajectory_id)
+
+
+class Session:
+    """One engine and one event loop for several measurements, each with empty caches."""
+
+    def __init__(self, config: PPOConfig, engine: RolloutEngine, loop: LoopThread) -> None:
+        self.config = config
+        self.engine = engine
+        self._loop = loop
+        policy = config.actor_rollout_ref
+        model = load_causal_lm(policy.model, torch.float32)
+        self._weights = pack_weights(model.state_dict())
+        self._version = 0
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return self._loop.run(coroutine)
+
+    def forget(self) -> None:
+        """Give the engine the same weights anew: its caches are of the old ones."""
+        self._version += 1
+        self.engine.load_weights(WeightUpdate(self._version, self._weights))
+
+    def counted(self) -> dict[str, float]:
+        """The engine's counters since its start."""
+        return self.engine.stats()
+
+
+@contextmanager
+def open_session(config: PPOConfig) -> Iterator[Session]:
+    torch.set_num_threads(config.trainer.cpu_threads_per_worker)
+    engine = build_engine(config.actor_rollout_ref, "cpu", max_model_len(config))
+    try:
+        engine.start()
+        loop = LoopThread(name="benchmark")
+        try:
+            session = Session(config, engine, loop)
+            session.forget()
+            yield session
+        finally:
+            loop.close()
+    finally:
+        engine.close()
+
+
+async def generate_all(
+    engine: RolloutEngine, prompts: Sequence[Sequence[int]], sampling: SamplingSettings, name: str
+) -> list[Generation]:
+    """All prompts at once, each as a trajectory of its own, which is released."""
+    names = [f"{name}/{i}" for i in range(len(prompts))]
+    try:
+        return await asyncio.gather(
+            *(
+                engine.generate(prompt, sampling, trajectory_id=trajectory)
+                for prompt, trajectory in zip(prompts, names, strict=True)
+            )
+        )
+    finally:
+        for trajectory in names:
+            engine.release(trajectory)
