@@ -2,20 +2,23 @@
 
 Shapes: R rows, P prompt width (left-padded), T response width (right-padded).
 
-A row is one turn (context `turn`) or one trajectory (context `trajectory`). Either way it is the
-prompt of its last turn plus that turn's response; in a trajectory row the observations lie between
-the sampled responses and have mask 0.
+A row is one turn (context `turn`) or one segment of a trajectory (context `trajectory`): all of it
+unless the conversation outgrew the prompt budget and was opened anew without its oldest turns.
+Either way a row is the prompt of its last turn plus that turn's response; what lies between the
+sampled responses (observations) has mask 0, what lies before the row's first one is prompt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 
+from agent_system.multi_turn_rollout.conversation import segments
 from agent_system.multi_turn_rollout.summary import (
     admissible_share,
     rollout_metrics,
@@ -56,11 +59,11 @@ def to_data_proto(
     sampled token, else -1; `rollout_log_probs` (R, T); `token_level_scores` (R, T) is a turn's
     reward at its last sampled token; `invalid_action_mask` (R, T) is 1 there when the turn's
     format was invalid. Numpy columns (R,) say what each row is: see `_row_columns`. Trajectories
-    without turns give no row.
+    without turns give no row; the rows of one trajectory share its `traj_uid` and are in order.
 
     Raises:
-        ValueError: no rows; or a turn's prompt is not the row's prompt (the engine saw other tokens
-            than training would).
+        ValueError: no rows; or a turn that dropped no history has a prompt that does not continue
+            the row's (the engine saw other tokens than training would).
     """
     if context_kind not in ("turn", "trajectory"):
         raise ValueError(f"unknown context kind '{context_kind}'; available: trajectory, turn")
@@ -81,22 +84,21 @@ def to_data_proto(
     )
 
 
-def _cut(turns: list[Turn], context_kind: str) -> list[list[Turn]]:
-    if context_kind == "turn":
-        return [[turn] for turn in turns]
-    return [turns] if turns else []
+def _cut(turns: Sequence[Turn], context_kind: str) -> list[Sequence[Turn]]:
+    return [[turn] for turn in turns] if context_kind == "turn" else segments(turns)
 
 
 def _make_row(trajectory: Trajectory, turns: Sequence[Turn]) -> _Row:
-    tokens = np.concatenate([turns[-1].prompt_ids, turns[-1].response_ids])
-    for turn in turns[:-1]:
+    for turn, following in pairwise(turns):
         seen = np.concatenate([turn.prompt_ids, turn.response_ids])
-        if not np.array_equal(seen, tokens[: len(seen)]):
+        if not np.array_equal(seen, following.prompt_ids[: len(seen)]):
             raise ValueError(
-                f"turn {turn.index} of trajectory '{trajectory.episode.traj_uid}' is not a prefix "
-                "of the conversation, so the engine saw another prompt than training would; "
-                "rebuilt prompts need env.context.kind=turn"
+                f"the prompt of turn {following.index} of trajectory "
+                f"'{trajectory.episode.traj_uid}' does not continue the turn before, so the engine "
+                "saw another prompt than training would; only a turn with dropped_turns > 0 may "
+                "open the conversation anew (prompts rebuilt every turn: env.context.kind=turn)"
             )
+    tokens = np.concatenate([turns[-1].prompt_ids, turns[-1].response_ids])
     return _Row(trajectory, turns, tokens)
 
 
@@ -141,7 +143,8 @@ def _row_columns(rows: Sequence[_Row], context_kind: str) -> dict[str, np.ndarra
 
     `turn` is the row's first turn, `rewards` the sum of the row; `is_action_valid` is a bool (turn)
     or the share of valid turns (trajectory); `is_admissible` a share, nan where the environment
-    cannot tell; `weight_version` the oldest in the row. The rest repeats the trajectory.
+    cannot tell; `weight_version` the oldest in the row; `dropped_turns` the sum of the row. The
+    rest repeats the trajectory.
     """
     valid_type = bool if context_kind == "turn" else np.float32
 

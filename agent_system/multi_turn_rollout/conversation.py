@@ -5,14 +5,17 @@ prompt, the sampled response and the tokens of the new observation:
 
     prompt(t+1) == prompt(t) + response(t) + observation(t)
 
-so that one row of the training batch holds the whole conversation. In the `turn` context every turn
-has a fresh prompt. Both are pure functions of the turns played so far.
+so that one row of the training batch holds the whole conversation. One that outgrows the prompt
+budget is opened anew without its oldest turns; each such *segment* is a row. In the `turn` context
+every turn has a fresh prompt. Both are pure functions of the turns played so far.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +27,12 @@ from agent_system.memory import History, LastTurns
 from agent_system.types import Observation, Turn
 
 TOKEN_DTYPE = np.int32
+
+# A conversation that is too long keeps turns for half of the room beside its opening; the rest is
+# room to grow. Keeping all that fits would cost a prefill without a cached prefix, and a training
+# row, at every turn from then on. Half of the whole budget would often hold no turn at all: the
+# system and task text alone can take as much.
+KEPT_SHARE = 0.5
 
 # Stands for a model's reply in the dummy conversation that a continuation is cut from.
 _REPLY = "0reply0"
@@ -101,13 +110,20 @@ class ChatTemplate:
 
 def _overlap(head: np.ndarray, tail: np.ndarray) -> int:
     """Length of the longest end of `head` that is also the beginning of `tail`."""
-    longest = min(len(head), len(tail))
-    return next((n for n in range(longest, 0, -1) if np.array_equal(head[-n:], tail[:n])), 0)
+    head = head[max(len(head) - len(tail), 0) :]
+    starts = np.flatnonzero(head == tail[0]) if len(tail) else ()
+    ends = (head[start:] for start in starts)
+    return next((len(end) for end in ends if np.array_equal(end, tail[: len(end)])), 0)
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the engine sees for one turn. `ids`: (T,) int32."""
+    """What the engine sees for one turn. `ids`: (T,) int32.
+
+    `dropped_turns`: turns of the history at hand that this prompt leaves out for lack of room. At
+    hand is what `History` chose for this prompt (`turn`), or the conversation up to here
+    (`trajectory`; a turn dropped earlier is no longer in it and is not counted again).
+    """
 
     ids: np.ndarray
     dropped_turns: int = 0
@@ -123,9 +139,18 @@ class Context(Protocol):
         ...
 
 
+def segments(turns: Sequence[Turn]) -> list[Sequence[Turn]]:
+    """The turns of a `trajectory` context, cut where a prompt dropped turns.
+
+    Within a segment every prompt is the one before, its response and an observation.
+    """
+    starts = [i for i, turn in enumerate(turns) if i == 0 or turn.dropped_turns > 0]
+    return [turns[start:end] for start, end in pairwise([*starts, len(turns)])]
+
+
 @dataclass(frozen=True)
 class TrajectoryContext:
-    """One growing conversation. It is never shortened: that would break the exact prefix."""
+    """One growing conversation. One that is too long goes on without its oldest turns."""
 
     chat: ChatTemplate
     prompts: PromptBuilder
@@ -134,14 +159,55 @@ class TrajectoryContext:
     def prompt(
         self, task_text: str, turns: Sequence[Turn], observation: Observation
     ) -> Prompt | None:
-        if turns:
-            last = turns[-1]
-            answer = self.chat.continuation(last.response_ids, self.prompts.next(observation))
-            ids = np.concatenate([last.prompt_ids, last.response_ids, answer])
-        else:
-            system = self.prompts.system(task_text)
-            ids = self.chat.opening(system, self.prompts.first(task_text, observation))
-        return Prompt(ids) if len(ids) <= self.max_prompt_length else None
+        if not turns:
+            ids = self._opening(task_text, observation)
+            return Prompt(ids) if len(ids) <= self.max_prompt_length else None
+        last = turns[-1]
+        answer = self.chat.continuation(last.response_ids, self.prompts.next(observation))
+        ids = np.concatenate([last.prompt_ids, last.response_ids, answer])
+        if len(ids) <= self.max_prompt_length:
+            return Prompt(ids)
+        return self._shortened(ids, task_text, turns, observation)
+
+    def _opening(self, task_text: str, observation: Observation) -> np.ndarray:
+        system = self.prompts.system(task_text)
+        return self.chat.opening(system, self.prompts.first(task_text, observation))
+
+    def _shortened(
+        self, ids: np.ndarray, task_text: str, turns: Sequence[Turn], observation: Observation
+    ) -> Prompt | None:
+        """`ids` with a new opening in place of everything before the response of some turn `first`.
+
+        The opening shows the task and what was observed before that turn (without the actions that
+        were admissible then); what follows are the tokens of `ids` as they are.
+        """
+        # Where the response of each turn begins in `ids`; those of earlier segments lie elsewhere.
+        begins = [*(len(turn.prompt_ids) for turn in turns), len(ids)]
+        segment_start = len(turns) - len(segments(turns)[-1])
+        dropped_before = sum(turn.dropped_turns for turn in turns)
+        oldest = max(segment_start, dropped_before + 1)
+        seen = [*(Observation(turn.observation) for turn in turns[:-1]), observation]
+
+        def opening(first: int) -> np.ndarray:
+            return self._opening(task_text, seen[first - 1])
+
+        def fits(first: int, share: float) -> bool:
+            room = self.max_prompt_length - len(opening(first))
+            return len(ids) - begins[first] <= share * room
+
+        first = _least(range(oldest, len(turns)), lambda first: fits(first, KEPT_SHARE))
+        if first is None:  # the last turn alone takes more: keep what fits, in the end nothing
+            first = _least(range(oldest, len(turns) + 1), lambda first: fits(first, 1.0))
+        if first is None:
+            return None
+        kept = np.concatenate([opening(first), ids[begins[first] :]])
+        return Prompt(kept, first - dropped_before)
+
+
+def _least(candidates: range, fits: Callable[[int], bool]) -> int | None:
+    """The least candidate that fits, by bisection: where one fits, every greater one does."""
+    position = bisect_left(candidates, True, key=fits)
+    return candidates[position] if position < len(candidates) else None
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,7 @@ def test_column_types():
 def test_a_prompt_that_training_would_not_see_is_refused():
     trajectory = two_turns()
     trajectory.turns[1].prompt_ids[3] = 77  # the response 12, rewritten
-    with pytest.raises(ValueError, match="turn 0 of trajectory 'g0/0' is not a prefix"):
+    with pytest.raises(ValueError, match="turn 1 of trajectory 'g0/0' does not continue"):
         to_data_proto([trajectory], pad_token_id=PAD, context_kind="trajectory")
 
 
@@ -168,6 +168,30 @@ def test_trajectories_without_turns_give_no_row():
 def test_unknown_context_names_the_choices():
     with pytest.raises(ValueError, match="'turns'; available: trajectory, turn"):
         to_data_proto([one_turn()], pad_token_id=PAD, context_kind="turns")
+
+
+def test_a_turn_that_dropped_history_starts_a_row():
+    turns = [
+        *two_turns().turns,
+        make_turn(2, [1, 13, 14, 15, 4], [16], reward=1.0, valid=False, version=4, dropped=1),
+        make_turn(3, [1, 13, 14, 15, 4, 16, 5], [17], reward=2.0, version=5),
+    ]
+    data = to_data_proto([make_trajectory(turns)], pad_token_id=PAD, context_kind="trajectory")
+    tensors = {name: column.tolist() for name, column in data.batch.items()}
+    assert tensors["prompts"] == [[PAD, PAD, PAD, 1, 2], [1, 13, 14, 15, 4]]
+    assert tensors["responses"] == [[11, 12, 3, 13, 14, 15], [16, 5, 17, PAD, PAD, PAD]]
+    assert tensors["turn_ids"] == [[0, 0, -1, 1, 1, 1], [2, -1, 3, -1, -1, -1]]
+    assert tensors["token_level_scores"] == [[0, 0.5, 0, 0, 0, 10], [1, 0, 2, 0, 0, 0]]
+    assert tensors["invalid_action_mask"] == [[0, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]]
+    columns = {name: column.tolist() for name, column in data.non_tensor_batch.items()}
+    assert columns["traj_uid"] == ["g0/0", "g0/0"]
+    assert columns["turn"] == [0, 2]
+    assert columns["rewards"] == [10.5, 3.0]
+    assert columns["episode_reward"] == [13.5, 13.5]
+    assert columns["episode_length"] == [4, 4]
+    assert columns["is_action_valid"] == [0.5, 0.5]
+    assert columns["weight_version"] == [2, 4]
+    assert columns["dropped_turns"] == [0, 1]
 
 
 tokens = st.integers(0, 50)
@@ -283,6 +307,7 @@ def test_record_survives_json():
         "reward": 0.5,
         "prompt_tokens": 2,
         "response_tokens": 2,
+        "finish_reason": "stop",
         "weight_version": 2,
         "dropped_turns": 0,
     }

@@ -1,5 +1,7 @@
 """Prompts are exact: what was sampled stays, and observations get the template's own tokens."""
 
+import string
+
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -10,6 +12,7 @@ from agent_system.multi_turn_rollout.conversation import (
     ChatTemplate,
     TrajectoryContext,
     TurnContext,
+    segments,
 )
 from agent_system.types import Observation, ParsedAction, Turn
 
@@ -218,19 +221,114 @@ def test_turn_context_drops_the_oldest_history_first():
     assert prompt(19) is None
 
 
-def test_trajectory_context_ends_rather_than_cutting():
-    tokenizer = char_tokenizer(MINIMAL)
-    chat = ChatTemplate(tokenizer)
-    first = TrajectoryContext(chat, NoSystemPrompts(), 9).prompt("t", [], Observation("x"))
-    assert len(first.ids) == 9  # <obs> + "first x" + <act>
-    turn = played(0, first.ids, [5, 1])
-    # 9 + 2 sampled + "<obs>then x<act>" (8; the end token 1 was sampled) = 19
-    assert (
-        len(
-            TrajectoryContext(chat, NoSystemPrompts(), 19).prompt("t", [turn], Observation("x")).ids
-        )
-        == 19
+LETTERS = string.ascii_letters
+
+
+def play_letters(max_length, count):
+    """`count` prompts where turn i answers the letter i; an opening is 9 tokens, a turn adds 10.
+
+    "<obs>first a<act>" = 2 special tokens + 7; 2 sampled + "<obs>then b<act>" (8) = 10.
+    """
+    chat = ChatTemplate(char_tokenizer(MINIMAL))
+    context = TrajectoryContext(chat, NoSystemPrompts(), max_length)
+    turns, prompts = [], []
+    for index in range(count):
+        prompts.append(context.prompt("t", turns, Observation(LETTERS[index])))
+        turn = played(index, prompts[-1].ids, [5, 1])  # 1 is the end token
+        turn.observation = LETTERS[index + 1]
+        turn.dropped_turns = prompts[-1].dropped_turns
+        turns.append(turn)
+    return prompts, turns
+
+
+def test_a_trajectory_that_is_too_long_is_opened_anew_without_its_oldest_turns():
+    prompts, turns = play_letters(39, count=9)
+    # Turn 4 would see 49 > 39. Beside an opening there is room for 39 - 9 = 30; half of it, 15,
+    # holds one turn (10): turn 3 stays. Turn 7 would see 49 again: turn 6 stays.
+    assert [len(prompt.ids) for prompt in prompts] == [9, 19, 29, 39, 19, 29, 39, 19, 29]
+    assert [prompt.dropped_turns for prompt in prompts] == [0, 0, 0, 0, 3, 0, 0, 3, 0]
+    shown = char_tokenizer(MINIMAL).decode(prompts[4].ids)
+    assert shown == "<obs>first d<act><|im_end|></s><obs>then e<act>"  # ids 5 and 1 as sampled
+    assert [[turn.index for turn in row] for row in segments(turns)] == [
+        [0, 1, 2, 3],
+        [4, 5, 6],
+        [7, 8],
+    ]
+
+
+def test_a_second_cut_keeps_only_turns_of_the_segment_it_cuts():
+    prompts, turns = play_letters(69, count=16)
+    # Room for 60, half of it for three turns. Turn 7 is shown turns 4 to 6, turns 11 and 15 are
+    # shown three as well: 8 to 10, 12 to 14.
+    lengths = [9, 19, 29, 39, 49, 59, 69, 39, 49, 59, 69, 39, 49, 59, 69, 39]
+    assert [len(prompt.ids) for prompt in prompts] == lengths
+    assert [i for i in range(16) if prompts[i].dropped_turns] == [7, 11, 15]
+    assert [prompts[i].dropped_turns for i in (7, 11, 15)] == [4, 4, 4]
+    assert [len(row) for row in segments(turns)] == [7, 4, 4, 1]
+    second = char_tokenizer(MINIMAL).decode(prompts[11].ids)
+    assert second == "<obs>first i<act>" + "".join(
+        f"<|im_end|></s><obs>then {letter}<act>" for letter in "jkl"
     )
-    assert (
-        TrajectoryContext(chat, NoSystemPrompts(), 18).prompt("t", [turn], Observation("x")) is None
+
+
+class ListedActions(NoSystemPrompts):
+    def first(self, task_text, observation):
+        return " ".join(["first", observation.text, *(observation.admissible_actions or ())])
+
+    def next(self, observation):
+        return self.first("", observation)
+
+
+def test_an_opening_lists_the_admissible_actions_of_the_last_observation_only():
+    tokenizer = char_tokenizer(MINIMAL)
+    context = TrajectoryContext(ChatTemplate(tokenizer), ListedActions(), 28)
+    first = context.prompt("t", [], Observation("a"))
+    turns = [played(0, first.ids, [5, 1])]
+    # 9 + 2 + "<obs>first b eat sleep<act>" (19) = 30 > 28: nothing is kept
+    second = context.prompt("t", turns, Observation("b", ("eat", "sleep")))
+    assert tokenizer.decode(second.ids) == "<obs>first b eat sleep<act>"
+    assert second.dropped_turns == 1
+    turns[0].observation = "b"
+    turns.append(played(1, second.ids, [5, 1]))
+    turns[1].dropped_turns = 1
+    # 19 + 2 + 9 = 30 again. Turn 1 would fit if its actions were no longer listed; but a cut drops
+    # at least one turn, so turn 1 goes.
+    third = context.prompt("t", turns, Observation("c"))
+    assert tokenizer.decode(third.ids) == "<obs>first c<act>"
+    assert third.dropped_turns == 1
+
+
+def test_the_last_turn_is_dropped_only_if_it_cannot_stay():
+    # Room for 28 - 9 = 19: half of it holds no turn, all of it holds one.
+    prompts, _ = play_letters(28, count=5)
+    assert [len(prompt.ids) for prompt in prompts] == [9, 19, 19, 19, 19]
+    assert [prompt.dropped_turns for prompt in prompts] == [0, 0, 1, 1, 1]
+    prompts, _ = play_letters(18, count=3)  # room for 9 < 10: every prompt is an opening
+    assert [len(prompt.ids) for prompt in prompts] == [9, 9, 9]
+    assert [prompt.dropped_turns for prompt in prompts] == [0, 1, 1]
+
+
+def test_a_trajectory_ends_when_task_and_observation_alone_do_not_fit():
+    context = TrajectoryContext(ChatTemplate(char_tokenizer(MINIMAL)), NoSystemPrompts(), 9)
+    first = context.prompt("t", [], Observation("a"))
+    assert len(first.ids) == 9
+    assert context.prompt("t", [], Observation("ab")) is None
+    assert context.prompt("t", [played(0, first.ids, [5, 1])], Observation("ab")) is None
+
+
+def test_no_turns_have_no_segments():
+    assert segments([]) == []
+
+
+def test_what_the_policy_sampled_of_the_template_is_not_repeated():
+    tokenizer = char_tokenizer(CHATML)
+    chat = ChatTemplate(tokenizer)
+    whole_answer = tokenizer.decode(chat.continuation(np.asarray([7]), "obs"))
+    # An end token early in the response is not the one that closes it.
+    for sampled in ("<|im_end|>", "<|im_end|>\n", "<|im_end|>\n<|im_start|>"):
+        response = tokenizer.encode(f"a<|im_end|>b{sampled}", add_special_tokens=False)
+        rest = tokenizer.decode(chat.continuation(np.asarray(response), "obs"))
+        assert sampled + rest == whole_answer
+    assert len(chat.continuation(np.asarray([], int), "obs")) == len(
+        tokenizer.encode(whole_answer, add_special_tokens=False)
     )
