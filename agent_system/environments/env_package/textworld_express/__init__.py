@@ -1,4 +1,4 @@
-"""TextWorldExpress (arXiv 2208.01174): eight fast text games, a thousand seeds in each of 3 folds."""
+"""TextWorldExpress (arXiv 2208.01174): eight fast text games in three folds of a thousand seeds."""
 
 from agent_system.environments.env_package.textworld_express.options import (
     TextWorldExpressOptions,
