@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 from types import ModuleType
 
-from rollout_parts import calibrate, scale
+from rollout_parts import calibrate, lockstep, scale
 
 from verl.utils.logging import setup_logging
 
 SUBCOMMANDS: dict[str, ModuleType] = {
     "calibrate": calibrate,
+    "lockstep": lockstep,
     "scale": scale,
 }
 

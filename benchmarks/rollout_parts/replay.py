@@ -1,0 +1,134 @@
+"""Episodes of known, uneven length: the engine samples every response, a script acts.
+
+An untrained policy wanders until the turn limit, and then all episodes are equally long. So the
+environment here plays ScienceWorld's own solution of a task, action by action, whatever the policy
+says. Prompts, sampled tokens and environment steps are as real and as many as ever.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from agent_system.adapters.ray import build_prompts, load_tasks, prompt_budget
+from agent_system.environments.env_package.sciworld.simulator import find_java
+from agent_system.environments.pool import EnvPool
+from agent_system.interfaces import AsyncEnv
+from agent_system.multi_turn_rollout import TrajectoryCollector
+from agent_system.types import Episode, Observation, SamplingParams, StepResult, Task
+from verl.config.root import PPOConfig
+from verl.workers.model_loading import load_tokenizer
+
+Scripts = Mapping[str, Sequence[str]]  # task key -> actions
+
+
+class ScriptedSlot:
+    """Implements `AsyncEnv` on another one; the episode is over when its script is."""
+
+    def __init__(self, env: AsyncEnv, scripts: Scripts) -> None:
+        self._env = env
+        self._scripts = scripts
+        self._actions: list[str] = []
+
+    async def reset(self, task: Task) -> tuple[Observation, dict[str, Any]]:
+        self._actions = list(reversed(self._scripts[task.key]))
+        return await self._env.reset(task)
+
+    async def step(self, action: str) -> StepResult:
+        result = await self._env.step(self._actions.pop())
+        return result if self._actions or result.terminated else replace(result, truncated=True)
+
+
+class ReplayPool:
+    """A pool whose slots play scripts."""
+
+    def __init__(self, pool: EnvPool, scripts: Scripts) -> None:
+        self._pool = pool
+        self._scripts = scripts
+
+    @asynccontextmanager
+    async def acquire(self) -> AsyncIterator[ScriptedSlot]:
+        async with self._pool.acquire() as slot:
+            yield ScriptedSlot(slot, self._scripts)
+
+    def describe_waiting(self, longer_than_s: float) -> list[str]:
+        return self._pool.describe_waiting(longer_than_s)
+
+
+@dataclass(frozen=True)
+class Games:
+    """Episodes of one task type each, and the slots that play their scripts."""
+
+    episodes: list[Episode]
+    pool: ReplayPool
+
+    def collector(self, config: PPOConfig) -> TrajectoryCollector:
+        """The trainer's loop on these slots."""
+        return TrajectoryCollector(
+            self.pool,
+            build_prompts(config),
+            load_tokenizer(config.actor_rollout_ref.model),
+            config.env,
+            prompt_budget(config),
+        )
+
+
+@contextmanager
+def open_games(config: PPOConfig) -> Iterator[Games]:
+    """The first task of each type in `env.train`, all at once, for `env.max_steps` turns at most."""
+    first = {task.name: task for task in reversed(load_tasks(config, "train"))}
+    tasks = [first[name] for name in config.env.train.tasks]
+    pool_config = replace(config.env.pool, slots_per_worker=len(tasks), log_dir=None)
+    pool = EnvPool(config.env.env_name, config.env.options, pool_config)
+    try:
+        solutions = solve(tasks, config.env.options["simplification"])
+        scripts = {key: actions[: config.env.max_steps] for key, actions in solutions.items()}
+        episodes = [Episode(task, task.name, f"{task.name}/0") for task in tasks]
+        yield Games(episodes, ReplayPool(pool, scripts))
+    finally:
+        pool.close()
+
+
+def solve(tasks: Sequence[Task], simplification: str) -> dict[str, list[str]]:
+    """ScienceWorld's own solution of each task, by its key. About half a second each."""
+    from scienceworld import ScienceWorldEnv
+
+    # the package starts whatever `java` is first on the path
+    os.environ["PATH"] = os.pathsep.join([str(Path(find_java()).parent), os.environ["PATH"]])
+    simulator = ScienceWorldEnv("", None)
+    try:
+        return {task.key: _solution(simulator, task, simplification) for task in tasks}
+    finally:
+        simulator.close()
+
+
+def _solution(simulator: Any, task: Task, simplification: str) -> list[str]:
+    name, variation = task.options["task_name"], task.options["variation"]
+    simulator.load(name, variation, simplification, generateGoldPath=True)
+    simulator.reset()
+    return list(simulator.get_gold_action_sequence())
+
+
+def sampling(config: PPOConfig) -> SamplingParams:
+    """As in training, but a response ends only at the end token or its limit."""
+    return SamplingParams(
+        temperature=config.actor_rollout_ref.rollout.temperature,
+        max_tokens=config.data.max_response_length,
+    )
+
+
+def sciworld_overrides(context: str, types: Sequence[str], turns: int, tokens: int) -> list[str]:
+    """ScienceWorld as published runs play it, `types` of tasks, responses of `tokens` at most."""
+    return [
+        "env=sciworld",
+        "env.options={simplification: easy, jvm_heap_mb: 224}",
+        "env.action_format.stop=[]",
+        f"env.train.tasks=[{','.join(types)}]",
+        f"env.context.kind={context}",
+        f"env.max_steps={turns}",
+        f"data.max_response_length={tokens}",
+    ]

@@ -1,0 +1,56 @@
+"""The trainer's policy in this process: log-prob passes and updates as a run makes them."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from verl.config.model import MicroBatchConfig
+from verl.config.root import PPOConfig
+from verl.protocol import DataProto
+from verl.trainer.ppo.batching import mini_batches, worker_view
+from verl.workers.actor.dp_actor import DataParallelPPOActor
+from verl.workers.fsdp_engine import FSDPEngine
+from verl.workers.interfaces import StepContext
+from verl.workers.model_loading import load_causal_lm
+from verl.workers.runtime import WorkerRuntime
+
+
+class LocalTrainer:
+    """One rank without a cluster."""
+
+    def __init__(self, config: PPOConfig) -> None:
+        policy = config.actor_rollout_ref
+        self._config = config
+        engine = FSDPEngine(
+            partial(load_causal_lm, policy.model),
+            policy.actor.fsdp_config,
+            WorkerRuntime("cpu", cpu_threads=config.trainer.cpu_threads_per_worker),
+            policy.actor.optim,
+            total_steps=1,
+        )
+        self._actor = DataParallelPPOActor(policy.actor, engine)
+
+    def log_probs(self, batch: DataProto) -> DataProto:
+        """`batch` with `old_log_probs` and `entropys`, (R, T), of one forward."""
+        rollout = self._config.actor_rollout_ref.rollout
+        cut = MicroBatchConfig(
+            rollout.log_prob_micro_batch_size_per_gpu,
+            rollout.log_prob_use_dynamic_bsz,
+            rollout.log_prob_max_token_len_per_gpu,
+        )
+        result = self._actor.compute_log_prob(batch.batch, cut, rollout.temperature)
+        return batch.union(
+            DataProto.from_dict(
+                {"old_log_probs": result["log_probs"], "entropys": result["entropys"]}
+            )
+        )
+
+    def update(self, batch: DataProto) -> None:
+        """One pass over the rows in mini-batches; `batch` has `advantages`."""
+        batch.meta_info["temperature"] = self._config.actor_rollout_ref.rollout.temperature
+        batch.meta_info["step_context"] = StepContext(0, 1, {})
+        for mini_batch in mini_batches(
+            worker_view(batch), self._config.actor_rollout_ref.actor.ppo_mini_batch_size,
+            epochs=1, ranks=1, balance=False, rng=None, with_weights=False,
+        ):  # fmt: skip
+            self._actor.update_policy(mini_batch.batch, mini_batch.meta_info)
