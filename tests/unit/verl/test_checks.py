@@ -16,6 +16,8 @@ from verl.config.machine import Machine, check_machine
 from verl.utils.errors import UserError
 
 ACTOR = "actor_rollout_ref.actor"
+HF = "actor_rollout_ref.rollout.name=hf"  # the default depends on whether vLLM is installed
+VLLM = "actor_rollout_ref.rollout.name=vllm"
 ROOMY = Machine(cores=64, memory_gb=512.0, gpus=8)
 SMALL = Machine(cores=2, memory_gb=8.0, gpus=0)
 
@@ -151,7 +153,7 @@ def test_quickstart_fits_two_cores_and_eight_gigabytes():
         # 1 training worker + 1 rollout worker + 1 for the driver = 3
         (["ray_kwargs.ray_init.num_cpus=2"], "cpu", ROOMY, "num_cpus=2 is less .* 3 processes"),
         # 2 workers * 0.5 GB + 40 slots * 0.25 GB = 11 GB
-        (["env.pool.slots_per_worker=40"], "cpu", SMALL, "about 11.0 GB, but 8.0 GB are free"),
+        ([HF, "env.pool.slots_per_worker=40"], "cpu", SMALL, "about 11.0 GB, but 8.0 GB are free"),
     ],
 )
 def test_machine_too_small(overrides, device, machine, message):
@@ -183,7 +185,7 @@ def test_model_weights_count_towards_memory(overrides, needed, by_name, tmp_path
     folder = sparse_weights(tmp_path, 0.1)
     monkeypatch.setattr(machine_module, "SMALL_POLICY", folder)
     model = f"actor_rollout_ref.model.path={'small' if by_name else folder}"
-    asked = config(model, *overrides)
+    asked = config(model, HF, *overrides)
     check_machine(asked, "cpu", Machine(cores=2, memory_gb=needed + 0.04, gpus=0))
     with pytest.raises(UserError, match=rf"about {needed} GB"):
         check_machine(asked, "cpu", Machine(cores=2, memory_gb=needed - 0.04, gpus=0))
@@ -193,8 +195,58 @@ def test_gpu_rollout_workers_need_a_gpu_each_on_a_cluster_too():
     address = "ray_kwargs.ray_init.address=auto"
     places = ["trainer.nnodes=2", "trainer.n_gpus_per_node=4", address]
     check_machine(config("actor_rollout_ref.rollout.workers=8", *places), "cuda", SMALL)
-    with pytest.raises(UserError, match=r"workers=9 is more than the 8 GPUs.*lower it to 8"):
+    with pytest.raises(UserError, match=r"workers=9 engines of 1 GPUs .*8 GPUs.*lower it to 8"):
         check_machine(config("actor_rollout_ref.rollout.workers=9", *places), "cuda", SMALL)
+
+
+@pytest.fixture
+def with_vllm(monkeypatch):
+    """Whether or not it is installed here."""
+    monkeypatch.setattr(machine_module, "_is_installed", lambda package: True)
+
+
+def test_vllm_counts_its_processes_and_its_cache(with_vllm, tmp_path):
+    # 2 workers * 0.5 + 8 slots * 0.25 + weights 5 * 0.1 = 3.5 GB; with vLLM a scheduler of 0.4, 2
+    # processes of 0.4 and a cache of 2 * 2**30 = 2.147 GB: 3.5 + 1.2 + 2.147 = 6.847
+    model = f"actor_rollout_ref.model.path={sparse_weights(tmp_path, 0.1)}"
+    engine = [VLLM, "actor_rollout_ref.rollout.tensor_model_parallel_size=2"]
+    asked = config(model, *engine, "actor_rollout_ref.rollout.cpu_kv_cache_gb=2.0")
+    needed = 6.847
+    check_machine(asked, "cpu", Machine(cores=2, memory_gb=needed + 0.04, gpus=0))
+    with pytest.raises(UserError, match=r"about 6\.8 GB"):
+        check_machine(asked, "cpu", Machine(cores=2, memory_gb=needed - 0.04, gpus=0))
+
+
+def test_the_processes_of_an_engine_need_a_core_each(with_vllm):
+    asked = config(VLLM, "actor_rollout_ref.rollout.tensor_model_parallel_size=4")
+    with pytest.raises(
+        UserError, match=r"workers x tensor_model_parallel_size asks for 4 .*2 core"
+    ):
+        check_machine(asked, "cpu", SMALL)
+
+
+def test_engines_with_gpus_of_their_own_need_them_beside_the_trainers(with_vllm):
+    # 4 for training + 2 engines * 2 = 8
+    asked = ["actor_rollout_ref.rollout.tensor_model_parallel_size=2", "trainer.n_gpus_per_node=4"]
+    asked += [VLLM, "actor_rollout_ref.rollout.mode=disaggregated"]
+    check_machine(config(*asked, "actor_rollout_ref.rollout.workers=2"), "cuda", ROOMY)
+    with pytest.raises(UserError, match=r"4 GPUs for training .* 6 for engines .* sees 8 on this"):
+        check_machine(config(*asked, "actor_rollout_ref.rollout.workers=3"), "cuda", ROOMY)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "device", "message"),
+    [
+        (["weight_sync=nccl"], "cuda", "weight_sync=nccl is not possible: with .*colocated"),
+        (["weight_sync=ipc"], "cpu", "weight_sync=ipc is not possible: .* on cpu; set it to auto"),
+        (["weight_sync=ipc", "name=hf"], "cuda", "part of vLLM, and the engine is hf"),
+        (["tensor_model_parallel_size=2", "name=hf"], "cpu", "=2 needs rollout.name=vllm"),
+    ],
+)
+def test_engines_that_cannot_work_are_refused_at_the_start(overrides, device, message, with_vllm):
+    keys = [f"actor_rollout_ref.rollout.{override}" for override in overrides]
+    with pytest.raises(UserError, match=message):
+        check_machine(config(VLLM, *keys), device, ROOMY)
 
 
 @pytest.mark.parametrize(

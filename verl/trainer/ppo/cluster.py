@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import ray
 import torch
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from verl.config.machine import resolve_engine
+from verl.config.placement import rollout_worker_count
 from verl.config.root import PPOConfig
 from verl.single_controller.ray.base import (
     RayClassWithInitArgs,
@@ -17,25 +18,29 @@ from verl.single_controller.ray.base import (
     RayWorkerGroup,
     create_colocated_worker_cls,
 )
+from verl.trainer.ppo.placement import rollout_placements, trainer_pool
 from verl.utils.errors import UserError
 from verl.workers.fsdp_workers import ActorRolloutRefWorker, CriticWorker
 from verl.workers.interfaces import AgentWorld, EntropyRegularizer
-from verl.workers.rollout.group import RolloutGroup, RolloutPlacement
+from verl.workers.rollout.group import RolloutGroup
 from verl.workers.runtime import WorkerRuntime
+from verl.workers.weight_sync.sync import WeightSync, build_weight_sync
+from verl.workers.weight_sync.transport import resolve_transport, transport_environment
 
 logger = logging.getLogger(__name__)
-
-# Who shares a GPU: the training worker (actor and critic in one process) and the rollout worker.
-GROUPS_PER_GPU = 2
 
 
 @dataclass
 class Workers:
-    """The worker groups of one run. `critic` is None without a critic."""
+    """The worker groups of one run, and the way from the actor's weights to the engines.
+
+    `critic` is None without a critic.
+    """
 
     actor: RayWorkerGroup
     critic: RayWorkerGroup | None
     rollouts: RolloutGroup
+    weights: WeightSync
 
 
 def resolve_device(device: str) -> str:
@@ -66,10 +71,13 @@ def worker_environment(config: PPOConfig) -> dict[str, str]:
     }
 
 
-def rollout_worker_count(config: PPOConfig) -> int:
-    return config.actor_rollout_ref.rollout.workers or (
-        config.trainer.n_gpus_per_node * config.trainer.nnodes
+def rollout_environment(config: PPOConfig, device: str) -> dict[str, str]:
+    """The same for rollout workers, with what the way of their weights needs."""
+    policy = config.actor_rollout_ref
+    transport = resolve_transport(
+        policy.rollout, device, resolve_engine(policy.rollout.name), policy.model.lora_rank > 0
     )
+    return worker_environment(config) | transport_environment(transport)
 
 
 def start_ray(config: PPOConfig, device: str) -> None:
@@ -91,11 +99,17 @@ def start_ray(config: PPOConfig, device: str) -> None:
                 f"({error}); start one with `ray start --head`, or leave the address out"
             ) from error
         return
-    places = config.trainer.n_gpus_per_node * (GROUPS_PER_GPU if device == "cuda" else 1)
-    wanted = places + rollout_worker_count(config) + 1
-    num_cpus = ray_init.num_cpus or max(os.cpu_count() or 1, wanted)
+    num_cpus = ray_init.num_cpus or max(os.cpu_count() or 1, _logical_cpus(config, device))
     # "local": a RAY_ADDRESS in the environment must not decide where a run goes
     ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
+
+
+def _logical_cpus(config: PPOConfig, device: str) -> int:
+    """One for each place of trainers and engines and one for the driver."""
+    trainers = trainer_pool(config, device)
+    places = trainers.world_size * trainers.max_colocate_count
+    each = config.actor_rollout_ref.rollout.tensor_model_parallel_size
+    return places + rollout_worker_count(config) * each + 1
 
 
 def start_workers(
@@ -106,17 +120,14 @@ def start_workers(
     rollouts = start_rollouts(config, world, pool)
     trainers = start_trainers(config, pool, regularizer, total_steps)
     rollouts.wait_until_started()
-    return Workers(trainers["actor"], trainers.get("critic"), rollouts)
+    actor, device = trainers["actor"], resolve_device(config.trainer.device)
+    weights = build_weight_sync(config.actor_rollout_ref, device, actor, rollouts)
+    return Workers(actor, trainers.get("critic"), rollouts, weights)
 
 
 def resource_pool(config: PPOConfig) -> RayResourcePool:
-    """One place a training worker: a GPU, or on a CPU machine a logical CPU."""
-    is_gpu = resolve_device(config.trainer.device) == "cuda"
-    return RayResourcePool(
-        process_on_nodes=[config.trainer.n_gpus_per_node] * config.trainer.nnodes,
-        use_gpu=is_gpu,
-        max_colocate_count=GROUPS_PER_GPU if is_gpu else 1,
-    )
+    """The places of the trainers (see `trainer_pool`)."""
+    return trainer_pool(config, resolve_device(config.trainer.device))
 
 
 def start_trainers(
@@ -152,18 +163,8 @@ def start_trainers(
 
 
 def start_rollouts(config: PPOConfig, world: AgentWorld, pool: RayResourcePool) -> RolloutGroup:
-    """Begin to boot engines and environments: beside the trainers on GPUs, else spread."""
+    """Begin to boot engines and environments; `pool` has the trainers' places."""
     device = resolve_device(config.trainer.device)
-    count = rollout_worker_count(config)
-    placements: list[RolloutPlacement] = [RolloutPlacement("SPREAD", 1, 0)] * count
-    if device == "cuda":
-        places = pool.places("STRICT_PACK", device)
-        placements = [
-            RolloutPlacement(
-                PlacementGroupSchedulingStrategy(places[rank].group, True, places[rank].bundle),
-                num_cpus=1,
-                num_gpus=1 / GROUPS_PER_GPU,
-            )
-            for rank in range(count)
-        ]
-    return RolloutGroup(world.worker_class, config, device, placements, worker_environment(config))
+    placements = rollout_placements(config, device, pool)
+    env_vars = rollout_environment(config, device)
+    return RolloutGroup(world.worker_class, config, device, placements, env_vars)

@@ -1,6 +1,6 @@
 """Weights on their way from the trainer to the rollout engines."""
 
-from verl.workers.weight_sync.lora import lora_adapters, merge_lora
+from verl.workers.weight_sync.lora import is_adapter, lora_adapters, merge_lora
 from verl.workers.weight_sync.packing import (
     LoraAdapter,
     PackedWeights,
@@ -15,6 +15,7 @@ __all__ = [
     "PackedWeights",
     "WeightUpdate",
     "checksum",
+    "is_adapter",
     "load_packed_weights",
     "lora_adapters",
     "merge_lora",

@@ -9,6 +9,11 @@ from torch import Tensor
 _LORA_PREFIX = "base_model.model."
 
 
+def is_adapter(name: str) -> bool:
+    """Whether a parameter of a LoRA model is one of its adapters' matrices."""
+    return ".lora_" in name
+
+
 def merge_lora(state_dict: Mapping[str, Tensor], scaling: float) -> dict[str, Tensor]:
     """The state dict of a LoRA model as one of its base model: W + scaling * B @ A.
 
@@ -17,7 +22,7 @@ def merge_lora(state_dict: Mapping[str, Tensor], scaling: float) -> dict[str, Te
     """
     merged = {}
     for name, tensor in state_dict.items():
-        if ".lora_" in name:
+        if is_adapter(name):
             continue
         if name.endswith(".base_layer.weight"):
             layer = name.removesuffix(".base_layer.weight")
@@ -33,5 +38,5 @@ def lora_adapters(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {
         name.replace(".default.", "."): tensor
         for name, tensor in state_dict.items()
-        if ".lora_" in name
+        if is_adapter(name)
     }

@@ -1,0 +1,151 @@
+"""Where engines go: counts, bundles and shares worked out by hand. Nothing is reserved."""
+
+from __future__ import annotations
+
+import pytest
+
+from verl.config.compose import compose_config
+from verl.config.placement import (
+    check_placement,
+    engine_processes_per_node,
+    rollout_worker_count,
+    rollout_workers_per_node,
+)
+from verl.single_controller.ray.base import RayResourcePool
+from verl.single_controller.ray.resource_pool import Place
+from verl.trainer.ppo.placement import engine_pool, rollout_placements, trainer_pool
+from verl.utils.errors import UserError
+
+ROLLOUT = "actor_rollout_ref.rollout"
+
+
+def config(gpus=4, nodes=1, tp=1, workers=None, mode="colocated", *overrides):
+    return compose_config(
+        [
+            "actor_rollout_ref.model.path=m",
+            f"trainer.n_gpus_per_node={gpus}",
+            f"trainer.nnodes={nodes}",
+            f"{ROLLOUT}.tensor_model_parallel_size={tp}",
+            f"{ROLLOUT}.workers={'null' if workers is None else workers}",
+            f"{ROLLOUT}.mode={mode}",
+            *overrides,
+        ],
+        "ppo_trainer",
+    )[1]
+
+
+@pytest.fixture
+def places(monkeypatch):
+    """What a cluster would reserve: a placement group for each entry of `store`."""
+
+    def reserve(pool, strategy, device):
+        assert (strategy, device) == ("STRICT_PACK", "cuda")
+        return [
+            Place(f"group{node}", bundle, f"node{node}", bundle, count)
+            for node, count in enumerate(pool.store)
+            for bundle in range(count)
+        ]
+
+    monkeypatch.setattr(RayResourcePool, "places", reserve)
+
+
+def summary(placement):
+    strategy = placement.strategy
+    assert strategy.placement_group_capture_child_tasks is True
+    return strategy.placement_group, strategy.placement_group_bundle_index, placement.num_gpus
+
+
+@pytest.mark.parametrize(
+    ("asked", "count", "per_node", "processes"),
+    [
+        (config(), 4, 4, 4),  # one engine beside each trainer
+        (config(tp=2), 2, 2, 4),  # 4 / 2
+        (config(gpus=4, nodes=2, tp=4), 2, 1, 4),  # 8 / 4, one a node
+        (config(gpus=8, nodes=2, workers=3), 3, 2, 2),  # ceil(3 / 2) on the fuller node
+        (config(gpus=1, tp=2), 1, 1, 2),  # a CPU: one trainer process, an engine of two
+        (config(gpus=4, workers=2, tp=2, mode="disaggregated"), 2, 2, 4),
+    ],
+)
+def test_counts(asked, count, per_node, processes):
+    assert rollout_worker_count(asked) == count
+    assert rollout_workers_per_node(asked) == per_node
+    assert engine_processes_per_node(asked) == processes
+
+
+def test_colocated_engines_take_half_of_the_gpu_of_their_trainer(places):
+    asked = config(gpus=2, nodes=2)
+    pool = trainer_pool(asked, "cuda")
+    found = rollout_placements(asked, "cuda", pool)
+    assert [summary(placement) for placement in found] == [
+        ("group0", 0, 0.5), ("group0", 1, 0.5), ("group1", 0, 0.5), ("group1", 1, 0.5),
+    ]  # fmt: skip
+    assert all(placement.env_vars == {} for placement in found)
+    # two groups share a GPU: the trainer and the engine, each with a CPU
+    assert pool.share("cuda") == {"CPU": 1.0, "GPU": 0.5}
+
+
+def test_a_tensor_parallel_engine_spans_neighbouring_bundles_of_one_node(places):
+    asked = config(gpus=4, nodes=2, tp=2)
+    found = rollout_placements(asked, "cuda", trainer_pool(asked, "cuda"))
+    # the worker itself needs no GPU: vLLM's actors on the bundles do
+    assert [summary(placement) for placement in found] == [
+        ("group0", 0, 0), ("group0", 2, 0), ("group1", 0, 0), ("group1", 2, 0),
+    ]  # fmt: skip
+    assert [placement.env_vars["VLLM_RAY_BUNDLE_INDICES"] for placement in found] == [
+        "0,1", "2,3", "0,1", "2,3",
+    ]  # fmt: skip
+    assert {placement.env_vars["VLLM_RAY_PER_WORKER_GPUS"] for placement in found} == {"0.5"}
+
+
+@pytest.mark.parametrize(("tp", "own", "bundles"), [(1, 1.0, None), (2, 0, "0,1")])
+def test_disaggregated_engines_get_whole_gpus(places, tp, own, bundles):
+    asked = config(2, 1, tp, 3, "disaggregated")
+    assert engine_pool(asked).store == [tp] * 3  # a placement group each, so each on one node
+    trainers = trainer_pool(asked, "cuda")
+    assert trainers.share("cuda") == {"CPU": 1.0, "GPU": 1.0}
+    found = rollout_placements(asked, "cuda", trainers)
+    assert [summary(placement) for placement in found] == [
+        ("group0", 0, own), ("group1", 0, own), ("group2", 0, own),
+    ]  # fmt: skip
+    for placement in found:
+        assert placement.env_vars.get("VLLM_RAY_BUNDLE_INDICES") == bundles
+        assert placement.env_vars.get("VLLM_RAY_PER_WORKER_GPUS") == (bundles and "1.0")
+
+
+@pytest.mark.parametrize("mode", ["colocated", "disaggregated"])
+def test_on_a_cpu_workers_are_spread_processes(mode):
+    asked = config(2, 1, 1, 3, mode)
+    pool = trainer_pool(asked, "cpu")
+    assert (pool.use_gpu, pool.max_colocate_count) == (False, 1)
+    for placement in rollout_placements(asked, "cpu", pool):
+        assert (placement.strategy, placement.num_cpus, placement.num_gpus) == ("SPREAD", 1, 0)
+    assert len(rollout_placements(asked, "cpu", pool)) == 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "engine", "message"),
+    [
+        (config(tp=2), "hf", "tensor_model_parallel_size=2 needs rollout.name=vllm.*hf; set 1"),
+        (config(gpus=4, tp=3), "vllm", "=3 does not divide trainer.n_gpus_per_node=4"),
+        # 2 nodes * 2 GPUs hold two engines of 2, but none of 4: it would span the nodes
+        (config(gpus=2, nodes=2, tp=4), "vllm", "=4 does not divide trainer.n_gpus_per_node=2"),
+        (config(gpus=4, tp=2, workers=3), "vllm", "workers=3 engines of 2 GPUs .* 4 GPUs.* to 2"),
+        (config(mode="disaggregated"), "vllm", "has to know how many; set .*rollout.workers"),
+        (
+            config(4, 1, 1, None, "colocated", "trainer.async_steps=1"),
+            "vllm",
+            "async_steps=1 .* same GPUs .*mode=disaggregated",
+        ),
+    ],
+)
+def test_engines_without_a_place_are_refused(asked, engine, message):
+    with pytest.raises(UserError, match=message):
+        check_placement(asked, "cuda", engine)
+
+
+def test_what_fits_passes():
+    check_placement(config(gpus=4, tp=2, workers=2), "cuda", "vllm")
+    check_placement(config(2, 1, 4, 1, "disaggregated", "trainer.async_steps=1"), "cuda", "vllm")
+    # processes have no GPUs to share
+    check_placement(config(gpus=1, tp=2), "cpu", "vllm")
+    check_placement(config(4, 1, 1, None, "colocated", "trainer.async_steps=1"), "cpu", "hf")
