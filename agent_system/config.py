@@ -17,7 +17,8 @@ class GroupConfig:
 class ContextConfig:
     """How a conversation is shown to the policy and cut into training rows."""
 
-    # turn: a fresh prompt and one row a turn; trajectory: one growing conversation, one row
+    # turn: a fresh prompt and one row a turn; trajectory: one growing conversation and one row, a
+    # new one when it is too long and goes on without its oldest turns
     kind: str = "trajectory"
     history_length: int = 5  # turn context: the last k turns shown in the prompt
 

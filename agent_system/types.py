@@ -110,7 +110,7 @@ class Turn:
     """One prompt-response-action-observation exchange, with the exact tokens that were sampled.
 
     `prompt_ids` is all that the engine saw for this turn (in the `trajectory` context it starts
-    with every earlier prompt and response).
+    with every earlier prompt and response of its segment, see `conversation.segments`).
     """
 
     index: int

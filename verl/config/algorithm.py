@@ -37,6 +37,6 @@ class AlgorithmConfig:
 class DataConfig:
     train_batch_size: int = 16  # tasks a step; episodes = train_batch_size * env.rollout.n
     val_batch_size: int | None = None  # validation episodes handed out at a time; default: all
-    # tokens of a prompt (trajectory context: of the whole conversation)
+    # tokens of a prompt (trajectory context: of the conversation); beyond, oldest turns are dropped
     max_prompt_length: int = 2048
     max_response_length: int = 512  # tokens of one response
