@@ -53,8 +53,10 @@ class EnvPackage:
         return parse_options(self.options, values, where=f"env.options of {self.name}")
 
 
-def get_env_package(env_name: str) -> EnvPackage:
-    """The package called `env_name`. Raises ValueError when there is none."""
+def get_env_package(env_name: str | EnvPackage) -> EnvPackage:
+    """The package called `env_name`, or the one given. Raises ValueError when there is none."""
+    if isinstance(env_name, EnvPackage):
+        return env_name
     if env_name in _NOT_YET:
         raise ValueError(
             f"the {_NOT_YET[env_name]} environment ('{env_name}') is not part of this version yet; "
