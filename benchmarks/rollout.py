@@ -8,14 +8,16 @@ from __future__ import annotations
 import argparse
 from types import ModuleType
 
-from rollout_parts import calibrate, lockstep, scale
+from rollout_parts import calibrate, context, lockstep, scale, step
 
 from verl.utils.logging import setup_logging
 
 SUBCOMMANDS: dict[str, ModuleType] = {
     "calibrate": calibrate,
     "lockstep": lockstep,
+    "context": context,
     "scale": scale,
+    "step": step,
 }
 
 
