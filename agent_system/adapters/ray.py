@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from verl.utils.logging import setup_logging
 from verl.utils.loop_thread import LoopThread
 from verl.workers.model_loading import load_tokenizer
 from verl.workers.rollout.base import build_engine
+from verl.workers.rollout.supervised import EngineGaveUpError, SupervisedEngine
 from verl.workers.weight_sync import WeightUpdate
 
 
@@ -44,6 +46,7 @@ class RolloutWorker:
         self._name = f"rollout_{rank:03d}"
         self._run_dir = Path(config.trainer.default_local_dir)
         self._device = device
+        self._loop: LoopThread | None = None
         self._resources = ExitStack()
 
     def start(self) -> None:
@@ -69,7 +72,10 @@ class RolloutWorker:
                     config.env,
                     prompt_budget(config),
                 )
-                self._engine = build_engine(policy, self._device, max_model_len(config))
+                self._engine = SupervisedEngine(
+                    lambda: build_engine(policy, self._device, max_model_len(config)),
+                    request_timeout_s=policy.rollout.request_timeout_s,
+                )
             resources.callback(self._engine.close)
             self._engine.start()
             self._loop = LoopThread(name=self._name)
@@ -78,18 +84,49 @@ class RolloutWorker:
             self._resources = resources.pop_all()
 
     def update_weights(self, update: WeightUpdate) -> None:
-        """Sample from `update` from now on; its version is what the tokens will carry."""
-        self._engine.load_weights(update)
+        """Sample from `update` from now on; its version is what the tokens will carry.
+
+        Raises:
+            UserError: the engine died again and again.
+        """
+        with self._engine_failures():
+            self._engine.load_weights(update)
+
+    def transfer(self, stage: str, payload: Any) -> bool:
+        """One stage of an update that comes straight from the trainer's memory instead, through
+        vLLM's weight transfer (`verl.workers.weight_sync.client`)."""
+        with self._engine_failures():
+            return self._engine.transfer(stage, payload)
+
+    def sleep(self) -> None:
+        """Give the engine's memory back until `update_weights`. Nothing may be played.
+
+        Raises:
+            UserError: the engine died again and again.
+        """
+        with self._engine_failures():
+            self._engine.sleep()
 
     def collect(
         self, episodes: list[Episode], sampling: SamplingParams, seed: int
     ) -> Iterator[Trajectory]:
-        """Trajectories as they finish. See `TrajectoryCollector.collect`."""
+        """Trajectories as they finish. See `TrajectoryCollector.collect`.
+
+        Raises:
+            UserError: the engine died again and again.
+            CancelledError: `cancel` was called.
+        """
         stream = self._collector.collect(self._engine, episodes, sampling, seed)
-        yield from self._loop.stream(stream)
+        with self._engine_failures():
+            yield from self._loop.stream(stream)
+
+    def cancel(self) -> None:
+        """End the rollout that runs. From another thread: `collect` keeps its own busy."""
+        if self._loop is not None:
+            self._loop.cancel()
 
     def stats(self) -> dict[str, float]:
-        """`engine/*` and `env/*` counters since the start."""
+        """Counters since the start: `engine/*` (see `SupervisedEngine.stats`) and `env/*`."""
         pool = self._pool.stats()
         engine = {f"engine/{name}": value for name, value in self._engine.stats().items()}
         return engine | {"env/slots": pool.slots, "env/replacements": pool.replacements}
@@ -97,6 +134,20 @@ class RolloutWorker:
     def close(self) -> None:
         """Cancel what runs, then end engine and environment processes. May be called again."""
         self._resources.close()
+
+    @contextmanager
+    def _engine_failures(self) -> Iterator[None]:
+        """What the engine's supervisor could not mend, as a sentence for the user."""
+        try:
+            yield
+        except EngineGaveUpError as error:
+            raise UserError(
+                f"the engine of {self._name} failed: {error}; see "
+                f"{self._run_dir / self._name}.log and Ray's worker logs for the reason; if memory "
+                "ran out, lower actor_rollout_ref.rollout.max_num_seqs, gpu_memory_utilization (on "
+                "a GPU) or cpu_kv_cache_gb (on a CPU); then run the same command again, which "
+                "resumes from the last checkpoint"
+            ) from error
 
     def _open_pool(self) -> EnvPool:
         env = self._config.env

@@ -42,11 +42,17 @@ class LoopThread:
             self.run(_close(items))
             raise
 
+    def cancel(self) -> None:
+        """Cancel everything that runs and let it clean up. May be called from another thread than
+        the one that waits for it, which gets a CancelledError."""
+        if not self._loop.is_closed():
+            self.run(_cancel_others())
+
     def close(self) -> None:
         """Cancel everything that runs, let it clean up, and end the thread. May be called again."""
         if self._loop.is_closed():
             return
-        self.run(_cancel_others())
+        self.cancel()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

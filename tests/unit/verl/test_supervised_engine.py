@@ -73,6 +73,10 @@ class FakeEngine:
         self.version = update.version
         self.loaded.append(update)
 
+    def transfer(self, stage, payload):
+        self.version = payload
+        return True
+
     def sleep(self):
         if self.dead:
             raise EngineDiedError("it died before it slept")
@@ -288,6 +292,16 @@ def test_weights_that_do_not_fit_are_not_loaded_again():
     first.dead = True
     ask_all(engine, 1)
     assert second.loaded == [UPDATE]
+
+
+def test_weights_that_were_sent_directly_cannot_be_loaded_again():
+    """Going on with the weights that an engine starts with would be worse than to stop."""
+    engine = supervise(FakeEngine(dies_at=2), FakeEngine())
+    assert engine.transfer("start", 3) is True
+    assert ask_all(engine, 1)[0].weight_version == 3
+    [result] = ask_all(engine, 1)
+    assert type(result) is EngineGaveUpError
+    assert "weight_sync=object_store" in str(result)
 
 
 def test_requests_that_are_open_at_close_do_not_restart_it():

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
 
+from verl.config.actor import ActorRolloutRefConfig
+from verl.config.machine import resolve_engine
 from verl.config.root import PPOConfig
+from verl.workers.rollout.accounting import rollout_metrics
+from verl.workers.rollout.worker_handle import CONTROL, WORKER_LOST, WorkerHandle
+from verl.workers.weight_sync.transport import resolve_transport
+
+CLOSE_S = 30.0  # what a worker has to close by itself
 
 
 @dataclass(frozen=True)
@@ -38,34 +48,57 @@ class RolloutGroup:
         # A worker of an existing cluster may stand in another folder than this process.
         run_dir = Path(config.trainer.default_local_dir).absolute()
         config = replace(config, trainer=replace(config.trainer, default_local_dir=str(run_dir)))
-        self._workers = [
-            ray.remote(worker_class)
-            .options(
+        self._handles = []
+        for rank, placement in enumerate(placements):
+            actor_class = ray.remote(concurrency_groups={CONTROL: 1})(worker_class).options(
                 num_cpus=placement.num_cpus,
                 num_gpus=placement.num_gpus,
                 scheduling_strategy=placement.strategy,
                 runtime_env={"env_vars": env_vars | placement.env_vars},
             )
-            .remote(config, rank, len(placements), device)
-            for rank, placement in enumerate(placements)
-        ]
-        self._starting = [worker.start.remote() for worker in self._workers]
+            make_actor = partial(actor_class.remote, config, rank, len(placements), device)
+            self._handles.append(
+                WorkerHandle(
+                    f"rollout worker {rank}",
+                    make_actor,
+                    advice=what_to_do(run_dir / f"rollout_{rank:03d}.log"),
+                    replaceable=weights_are_stored(config.actor_rollout_ref, device),
+                )
+            )
+        self._collect_seconds = 0.0  # since the last `metrics`
+        self._restarts_told = 0  # those that `metrics` has reported
 
     def __len__(self) -> int:
-        return len(self._workers)
+        return len(self._handles)
 
     @property
     def workers(self) -> list[ActorHandle]:
-        """The actors, in the order of their ranks."""
-        return self._workers
+        """The actors, in the order of their ranks. One that dies is replaced by another."""
+        return [handle.actor for handle in self._handles]
 
     def wait_until_started(self) -> None:
         """Returns when every engine and every environment slot is up."""
-        ray.get(self._starting)
+        for handle in self._handles:
+            handle.wait_until_ready()
 
     def update_weights(self, update: ray.ObjectRef) -> None:
-        """Every engine samples from `update`, a `WeightUpdate`, from now on."""
-        ray.get([worker.update_weights.remote(update) for worker in self._workers])
+        """Every engine samples from `update`, a `WeightUpdate`, from now on. An engine that sleeps
+        wakes up.
+
+        Raises:
+            UserError: an engine or a worker died twice in a row.
+        """
+        for handle in self._handles:
+            handle.keep_weights(update)
+        self._on_all("update_weights", update)
+
+    def sleep(self) -> None:
+        """Engines give their memory back until `update_weights`, where they can.
+
+        Raises:
+            UserError: as `update_weights`.
+        """
+        self._on_all("sleep")
 
     def collect(
         self,
@@ -74,44 +107,114 @@ class RolloutGroup:
         seed: int,
         on_trajectory: Callable[[Any], None] = lambda trajectory: None,
     ) -> list[Any]:
-        """Play all episodes; returns the trajectories in the order of `episodes`."""
-        streams = [
-            worker.collect.options(num_returns="streaming").remote(share, sampling, seed)
-            for worker, share in zip(self._workers, self._shares(episodes), strict=True)
-            if share
-        ]
+        """Play all episodes; returns the trajectories in the order of `episodes`.
+
+        When a worker dies, its successor plays the episodes that it had not delivered from their
+        start. Their tokens do not depend on where and when they are sampled. An error, also
+        Ctrl-C, ends the rollouts of all workers.
+
+        Raises:
+            UserError: an engine or a worker died twice in a row.
+        """
+        began = time.perf_counter()
         finished = {}
-        for trajectory in self._drain(streams):
-            finished[trajectory.episode.traj_uid] = trajectory
-            on_trajectory(trajectory)
+        try:
+            with closing(self._play(episodes, sampling, seed)) as trajectories:
+                for trajectory in trajectories:
+                    finished[trajectory.episode.traj_uid] = trajectory
+                    on_trajectory(trajectory)
+        finally:
+            self._collect_seconds += time.perf_counter() - began
         return [finished[episode.traj_uid] for episode in episodes if episode.traj_uid in finished]
 
+    def metrics(self) -> dict[str, float]:
+        """`rollout/*` of everything collected since the last call (see `rollout_metrics`), and
+        `rollout/worker_restarts`.
+
+        What a worker that died had counted since then is lost with it.
+        """
+        seconds, self._collect_seconds = self._collect_seconds, 0.0
+        counters = self.stats()
+        grown = [h.growth(c) for h, c in zip(self._handles, counters, strict=True)]
+        restarts = sum(handle.restarts for handle in self._handles)
+        told, self._restarts_told = self._restarts_told, restarts
+        return {
+            **rollout_metrics(grown, seconds),
+            "rollout/worker_restarts": float(restarts - told),
+        }
+
     def stats(self) -> list[dict[str, float]]:
-        return ray.get([worker.stats.remote() for worker in self._workers])
+        """The counters of each worker since its start."""
+        return self._on_all("stats")
 
     def close(self) -> None:
         """Close environments and engines; a worker that does not answer is killed."""
-        closing = [worker.close.remote() for worker in self._workers]
-        ray.wait(closing, num_returns=len(closing), timeout=30)
-        for worker in self._workers:
-            ray.kill(worker)
+        closing = [handle.begin_to_close() for handle in self._handles]
+        ray.wait(closing, num_returns=len(closing), timeout=CLOSE_S)
+        for handle in self._handles:
+            handle.kill()
+
+    def _on_all(self, method: str, *args: Any) -> list[Any]:
+        answers = [handle.call(method, *args) for handle in self._handles]
+        return [
+            handle.result(answer, method, *args)
+            for handle, answer in zip(self._handles, answers, strict=True)
+        ]
+
+    def _play(self, episodes: Sequence[Any], sampling: Any, seed: int) -> Iterator[Any]:
+        """Trajectories as they finish, from whichever worker has one."""
+        streams = {
+            handle.stream(share, sampling, seed): (handle, {e.traj_uid: e for e in share})
+            for handle, share in zip(self._handles, self._shares(episodes), strict=True)
+            if share
+        }  # with what each has yet to deliver
+        try:
+            while streams:
+                (stream,), _ = ray.wait(list(streams), num_returns=1)
+                handle, left = streams[stream]
+                try:
+                    trajectory = ray.get(next(stream))
+                except StopIteration:
+                    del streams[stream]
+                    continue
+                except WORKER_LOST as error:
+                    del streams[stream]
+                    handle.replace(error)
+                    streams[handle.stream(list(left.values()), sampling, seed)] = (handle, left)
+                    continue
+                except Exception:
+                    handle.wait_until_ready()  # if the start failed, that is what went wrong
+                    raise
+                handle.note_delivery()
+                del left[trajectory.episode.traj_uid]
+                yield trajectory
+        finally:  # after an error some are still open
+            for stream, (handle, _) in streams.items():
+                handle.cancel(stream)
 
     def _shares(self, episodes: Sequence[Any]) -> list[list[Any]]:
         """Deal whole groups to the workers in turn, so that a group shares its cached prefix."""
         groups: dict[str, list[Any]] = {}
         for episode in episodes:
             groups.setdefault(episode.uid, []).append(episode)
-        shares: list[list[Any]] = [[] for _ in self._workers]
+        shares: list[list[Any]] = [[] for _ in self._handles]
         for group in groups.values():
             min(shares, key=len).extend(group)
         return shares
 
-    def _drain(self, streams: list[Any]) -> Iterator[Any]:
-        """Trajectories as they finish, from whichever worker has one."""
-        open_streams = list(streams)
-        while open_streams:
-            (stream,), _ = ray.wait(open_streams, num_returns=1)
-            try:
-                yield ray.get(next(stream))
-            except StopIteration:
-                open_streams.remove(stream)
+
+def weights_are_stored(config: ActorRolloutRefConfig, device: str) -> bool:
+    """Whether weights come through the object store, from where they can be had again."""
+    rollout = config.rollout
+    engine, lora = resolve_engine(rollout.name), config.model.lora_rank > 0
+    return resolve_transport(rollout, device, engine, lora) == "object_store"
+
+
+def what_to_do(log: Path) -> str:
+    """About a worker that dies again and again."""
+    return (
+        f"see {log} and the system's log for the reason; if the machine ran out of memory, lower "
+        "env.pool.slots_per_worker, actor_rollout_ref.rollout.workers or "
+        "actor_rollout_ref.rollout.max_num_seqs; then run the same command again, which resumes "
+        "from the last checkpoint"
+    )

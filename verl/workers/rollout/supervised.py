@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from typing import Any
 
 from verl.workers.rollout.accounting import RequestLog
 from verl.workers.rollout.base import (
@@ -56,6 +57,7 @@ class SupervisedEngine:
         self._life.set_result(build())
         self._served: Life | None = None  # the last life that has completed a request
         self._update: WeightUpdate | None = None
+        self._was_sent_weights = False
         self._past: Counter[str] = Counter()  # counters of the dead
         self._restarts = 0
         self._closed = False
@@ -106,6 +108,15 @@ class SupervisedEngine:
                     self._update = update
                     return
             # it died right after, and the next one has the weights before these
+
+    def transfer(self, stage: str, payload: Any) -> bool:
+        """One stage of a transfer that brings weights straight from the trainer's memory, where
+        the inner engine can (`VLLMRollout.transfer`).
+
+        Nothing is left of it to load again: an engine that dies afterwards is given up.
+        """
+        self._was_sent_weights = self._was_sent_weights or stage == "start"
+        return self._life.result().transfer(stage, payload)
 
     def sleep(self) -> None:
         """Also raises EngineGaveUpError."""
@@ -182,6 +193,11 @@ class SupervisedEngine:
 
     def _start_next(self) -> RolloutEngine:
         """An engine with the last weights. Raises EngineGaveUpError."""
+        if self._was_sent_weights:
+            raise EngineGaveUpError(
+                "it died, and its weights, which came straight from the trainer, with it; set "
+                "actor_rollout_ref.rollout.weight_sync=object_store to have engines restarted"
+            )
         try:
             engine = self._build()
             try:

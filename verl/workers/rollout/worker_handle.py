@@ -1,0 +1,141 @@
+"""One rollout worker as the driver sees it: a Ray actor, and its successor when it dies."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import ObjectLostError, RayActorError
+
+from verl.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# The actor's process or its node is gone, or what it had produced went with them.
+WORKER_LOST = (RayActorError, ObjectLostError)
+
+# `cancel` has to reach a worker whose thread is busy with a rollout.
+CONTROL = "control"
+
+
+class WorkerHandle:
+    """A worker that is replaced when it dies, with the weights it had.
+
+    Calls wait for their turn in the actor, so that nothing here has to wait for a new one to
+    start. A worker that dies twice without having delivered a trajectory in between is not
+    replaced again.
+    """
+
+    def __init__(
+        self, name: str, make_actor: Callable[[], ActorHandle], *, advice: str, replaceable: bool
+    ) -> None:
+        """
+        Args:
+            advice: what the user can do about a worker that dies again and again.
+            replaceable: its weights come as an update that `keep_weights` can keep.
+        """
+        self._name = name
+        self._make_actor = make_actor
+        self._advice = advice
+        self._replaceable = replaceable
+        self._closing = threading.Lock()  # after close() no actor is made
+        self._closed = False
+        self._update: ray.ObjectRef | None = None
+        self._counted: dict[str, float] = {}  # counters at the last `growth`
+        self._has_delivered = True  # the first one may die before it has
+        self.restarts = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self.actor = self._make_actor()
+        self._ready = [self.actor.start.remote()]
+        if self._update is not None:
+            self._ready.append(self.actor.update_weights.remote(self._update))
+
+    def wait_until_ready(self) -> None:
+        """Raises what went wrong with the start."""
+        ray.get(self._ready)
+
+    def call(self, method: str, *args: Any) -> ray.ObjectRef:
+        return getattr(self.actor, method).remote(*args)
+
+    def result(self, answer: ray.ObjectRef, method: str, *args: Any) -> Any:
+        """What `call` returned; a worker that died is replaced and asked again.
+
+        Raises UserError when that died as well.
+        """
+        while True:
+            try:
+                return ray.get(answer)
+            except WORKER_LOST as error:
+                self.replace(error)
+                self.wait_until_ready()
+                answer = self.call(method, *args)
+
+    def keep_weights(self, update: ray.ObjectRef) -> None:
+        """A successor gets these. The reference keeps them in shared memory; nothing is copied."""
+        self._update = update
+
+    def stream(self, episodes: list[Any], sampling: Any, seed: int) -> ray.ObjectRefGenerator:
+        return self.actor.collect.options(num_returns="streaming").remote(episodes, sampling, seed)
+
+    def note_delivery(self) -> None:
+        """Raises what went wrong with the worker's start: it plays with other weights then."""
+        if not self._has_delivered:
+            self.wait_until_ready()
+            self._has_delivered = True
+
+    def replace(self, error: Exception) -> None:
+        """The actor is lost; its successor begins to start.
+
+        Raises:
+            UserError: the one before was lost just so; or nobody has its weights.
+            RuntimeError: the workers are closed.
+        """
+        with self._closing:
+            if self._closed:
+                raise RuntimeError("the rollout workers are closed") from error
+            if not self._replaceable:
+                raise UserError(
+                    f"{self._name} died, and its weights, which came straight from the trainer, "
+                    "with it; run the same command again, which resumes from the last checkpoint; "
+                    "with actor_rollout_ref.rollout.weight_sync=object_store a worker is replaced"
+                ) from error
+            if not self._has_delivered:
+                raise UserError(
+                    f"{self._name} was restarted and died again before it finished an episode; "
+                    f"{self._advice}"
+                ) from error
+            logger.warning("%s died and is started anew: %s", self._name, error)
+            ray.kill(self.actor)  # it may be unreachable instead of dead
+            self.restarts += 1
+            self._has_delivered = False
+            self._counted = {}
+            self._begin()
+
+    def growth(self, counters: Mapping[str, float]) -> dict[str, float]:
+        """What the worker's counters grew by since the last call; those of a new one begin at 0."""
+        grown = {name: value - self._counted.get(name, 0.0) for name, value in counters.items()}
+        self._counted = dict(counters)
+        return grown
+
+    def cancel(self, stream: ray.ObjectRefGenerator) -> None:
+        """End a rollout, whether it runs or waits for its turn. Does not wait for its end."""
+        ray.cancel(stream)
+        self._cancel_running()
+
+    def begin_to_close(self) -> ray.ObjectRef:
+        with self._closing:
+            self._closed = True
+        self._cancel_running()
+        return self.actor.close.remote()
+
+    def kill(self) -> None:
+        ray.kill(self.actor)
+
+    def _cancel_running(self) -> None:
+        self.actor.cancel.options(concurrency_group=CONTROL).remote()
