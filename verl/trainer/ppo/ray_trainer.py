@@ -1,31 +1,32 @@
 """The training loop: collect, score, advantages, update, sync. Source: PPO (arXiv 1707.06347), GRPO
-(arXiv 2402.03300); the entropy term is a plugin (see `verl.workers.interfaces`)."""
+(arXiv 2402.03300); the entropy term is a plugin (see `verl.workers.interfaces`). With
+`trainer.async_steps=1` a step trains on a rollout by the weights before the last update (one step
+off-policy)."""
 
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
 from typing import Any
-
-import numpy as np
 
 from verl.config.root import PPOConfig
 from verl.protocol import DataProto
-from verl.trainer.ppo.advantage_stage import add_advantages, rows_with_signal, token_level_rewards
-from verl.trainer.ppo.batching import gather, mini_batches, spread, worker_view
+from verl.trainer.ppo.advantage_stage import (
+    add_advantages,
+    compare_with_rollout,
+    rows_with_signal,
+    token_level_rewards,
+)
+from verl.trainer.ppo.batching import gather, spread, worker_view
 from verl.trainer.ppo.checkpoint import CheckpointStore, load_driver_state
 from verl.trainer.ppo.cluster import Workers, needs_reference
 from verl.trainer.ppo.core_algos import get_kl_controller
-from verl.trainer.ppo.metric_utils import (
-    compute_data_metrics,
-    compute_throughout_metrics,
-    compute_timing_metrics,
-)
 from verl.trainer.ppo.rollout_log import RolloutLog
+from verl.trainer.ppo.rollout_pipeline import Rollout, RolloutPipeline
+from verl.trainer.ppo.step_metrics import batch_metrics, sampling_metrics
+from verl.trainer.ppo.updates import run_updates
 from verl.trainer.ppo.validation import Validator
 from verl.utils.errors import UserError
 from verl.utils.logging import progress
-from verl.utils.metric import reduce_metrics
 from verl.utils.timing import PhaseTimer
 from verl.utils.tracking import Tracking
 from verl.workers.interfaces import AgentWorld, EntropyObservation, Plugin, StepContext
@@ -51,17 +52,25 @@ class RayPPOTrainer:
         self.tracker = tracker
         self.total_steps = total_training_steps(config)
         self.step = 0  # finished training steps
+        self.engine_step: int | None = None  # the step whose weights the engines have
         self.timer = PhaseTimer()
         self.kl_controller = get_kl_controller(config.algorithm.kl_ctrl)
         self.checkpoints = CheckpointStore(config.trainer)
         self.rollout_log = RolloutLog(config.trainer.rollout_data_dir, world)
         self.validator = Validator(config, world, workers.rollouts)
+        self.pipeline = RolloutPipeline(config, world, workers.rollouts)
+        self.runs_ahead = config.trainer.async_steps > 0
+        if self.runs_ahead and config.algorithm.rollout_correction == "none":
+            logger.warning(
+                "trainer.async_steps=1 trains on tokens of older weights and nothing corrects it; "
+                "consider algorithm.rollout_correction=token_tis"
+            )
 
     def fit(self) -> None:
         """Train from the restored step to the last one."""
         run = self.config.trainer
         restored = self.restore()
-        self.sync_weights()
+        self.refresh_engines()
         if run.val_only or (self.step == 0 and run.val_before_train):
             self.track(self.validate())
         if run.val_only:
@@ -71,36 +80,53 @@ class RayPPOTrainer:
         if self.step > restored and not self.is_due(run.save_freq):
             self.save()
         if run.val_after_train and not self.is_due(run.test_freq):
+            self.refresh_engines()
             self.track(self.validate())
 
     def train_step(self) -> None:
         """One rollout and the updates on it."""
         with self.timer("step"):
-            trajectories = self.collect()
-            batch = self.score(self.world.to_data_proto(trajectories))
+            rollout = self.collect()
+            self.release_engines()
+            batch = self.score(self.world.to_data_proto(rollout.trajectories))
             batch, metrics = self.add_advantages(batch)
-            metrics |= self.world.metrics(trajectories) | self.update(batch) | self.observe(batch)
+            metrics |= rollout.metrics | self.world.metrics(rollout.trajectories)
+            metrics |= self.update(batch) | self.observe(batch)
             self.step += 1
-            self.sync_weights()
-        if self.is_due(self.config.trainer.test_freq):
+            validates = self.is_due(self.config.trainer.test_freq)
+            if validates or not self.runs_ahead:
+                self.refresh_engines()
+        if validates:
             metrics |= self.validate()
         # Tracked before it is saved: a run that dies in between repeats the step, it does not lose
         # the line. The time of saving shows up in the next line.
-        self.track(metrics | self.batch_metrics(batch))
+        ranks, has_critic = self.workers.actor.world_size, self.workers.critic is not None
+        self.track(metrics | batch_metrics(batch, self.timer.seconds, ranks, has_critic))
         if self.is_due(self.config.trainer.save_freq):
             self.save()
 
-    def collect(self) -> list[Any]:
-        """Play one batch of tasks. Trajectories lost to a broken environment are dropped whole."""
-        data, group = self.config.data, self.config.env.rollout
-        episodes = self.world.train_episodes(data.train_batch_size, group.n)
-        seed = self.config.trainer.seed * 1_000_003 + self.step
-        with self.timer("collect"), progress(total=len(episodes), description="episodes") as bar:
-            trajectories = self.workers.rollouts.collect(
-                episodes, self.world.sampling("train"), seed, lambda _: bar.update()
-            )
-        self.rollout_log.write(f"train_{self.step + 1}", trajectories)
-        return trajectories
+    def collect(self) -> Rollout:
+        """This step's rollout: played now, or waited for."""
+        with self.timer("collect"):
+            rollout = self.pipeline.take(self.step)
+        self.rollout_log.write(f"train_{self.step + 1}", rollout.trajectories)
+        return rollout
+
+    def release_engines(self) -> None:
+        """While this step trains, the engines sleep, or play the next step's tasks."""
+        if not self.runs_ahead:
+            self.workers.rollouts.sleep()
+        elif self.step + 1 < self.total_steps:
+            self.refresh_engines()
+            self.pipeline.start(self.step + 1)
+
+    def refresh_engines(self) -> None:
+        """Give the engines the present weights, once they are idle."""
+        with self.timer("collect"):
+            self.pipeline.wait()
+        if self.engine_step != self.step:
+            self.sync_weights()
+            self.engine_step = self.step
 
     def score(self, batch: DataProto) -> DataProto:
         """Adds old_log_probs and entropys (one forward); where needed ref_log_prob and values."""
@@ -126,6 +152,7 @@ class RayPPOTrainer:
             batch.batch["token_level_rewards"] = rewards
             if "actor/reward_kl_penalty" in metrics:
                 self.kl_controller.update(metrics["actor/reward_kl_penalty"], len(batch))
+            metrics |= compare_with_rollout(batch, self.config.algorithm)
             return add_advantages(batch, self.config.algorithm), metrics
 
     def update(self, batch: DataProto) -> dict[str, float]:
@@ -154,30 +181,17 @@ class RayPPOTrainer:
         return metrics
 
     def _run_updates(self, update: Any, batch: DataProto, config: Any, weights: bool) -> dict:
-        """`config`: ActorConfig or CriticConfig. Metrics: means over mini-batches, counts: sums."""
-        rng = np.random.default_rng([self.config.trainer.seed, self.step])
-        collected = defaultdict(list)
-        for mini_batch in mini_batches(
-            worker_view(batch),
-            config.ppo_mini_batch_size,
-            epochs=config.ppo_epochs,
-            ranks=self.workers.actor.world_size,
-            balance=self.config.trainer.balance_batch,
-            rng=rng if config.shuffle else None,
-            with_weights=weights,
-        ):
-            for name, of_ranks in update(mini_batch).meta_info["metrics"].items():
-                collected[name].append(of_ranks[0])  # equal on all ranks
-        skipped = {k: sum(v) for k, v in collected.items() if k.endswith("/skipped_steps")}
-        return reduce_metrics(collected) | skipped
+        ranks, run = self.workers.actor.world_size, self.config.trainer
+        return run_updates(update, batch, config, run, self.step, ranks, with_weights=weights)
 
     def step_context(self) -> StepContext:
         state = self.plugin.hook.context_state(self.step, self.total_steps) if self.plugin else {}
         return StepContext(self.step, self.total_steps, state)
 
     def observe(self, batch: DataProto) -> dict[str, float]:
-        """Token metrics; the plugin takes the rollout's entropies in, as its next step's past."""
-        metrics = token_metrics(batch, self.config.trainer.log_entropy_above)
+        """Rollout metrics; the plugin takes the entropies in, as its next step's past."""
+        threshold = self.config.trainer.log_entropy_above
+        metrics = sampling_metrics(batch, self.step, threshold)
         if self.plugin is not None:
             observation = EntropyObservation(
                 batch.batch["entropys"],
@@ -194,7 +208,7 @@ class RayPPOTrainer:
             self.workers.rollouts.update_weights(handles[0][0])
 
     def validate(self) -> dict[str, float]:
-        """Every task set in every configured mode."""
+        """Every task set in every configured mode, by the present weights."""
 
         def keep(part: str, trajectories: list[Any]) -> None:
             records = self.rollout_log.write(f"val_{part}_{self.step}", trajectories)
@@ -202,7 +216,9 @@ class RayPPOTrainer:
             self.tracker.log_generations(shown, self.step)
 
         with self.timer("validate"):
-            return self.validator.run(keep)
+            metrics = self.validator.run(keep)
+        self.workers.rollouts.metrics()  # its share of the counters is no training step's
+        return metrics
 
     def is_due(self, frequency: int) -> bool:
         return frequency > 0 and self.step % frequency == 0
@@ -242,7 +258,7 @@ class RayPPOTrainer:
         """Everything that decides the next step, except what the workers save themselves."""
         return {
             "step": self.step,
-            "world": self.world.state_dict(),
+            "world": self.pipeline.world_state(),
             "kl_controller": self.kl_controller.state_dict(),
             "plugin": self.plugin.hook.state_dict() if self.plugin else None,
             "tracker": self.tracker.state_dict(),
@@ -257,39 +273,11 @@ class RayPPOTrainer:
         if self.plugin is not None and state["plugin"] is not None:
             self.plugin.hook.load_state_dict(state["plugin"])
 
-    def batch_metrics(self, batch: DataProto) -> dict[str, float]:
-        """What the batch itself tells, and where the time went."""
-        seconds = self.timer.seconds
-        batch.meta_info["global_token_num"] = batch.batch["attention_mask"].sum(-1).tolist()
-        metrics = {
-            **compute_data_metrics(batch, use_critic=self.workers.critic is not None),
-            **compute_timing_metrics(batch, seconds),
-            **compute_throughout_metrics(batch, seconds, n_gpus=self.workers.actor.world_size),
-        }
-        # A batch is as wide as its longest row, so some row would always count as clipped.
-        return {k: v for k, v in metrics.items() if not k.endswith("/clip_ratio")}
-
     def track(self, metrics: dict[str, float]) -> None:
         """Log the metrics with the seconds since the last line."""
         seconds = {f"timing_s/{phase}": value for phase, value in self.timer.seconds.items()}
         self.tracker.log({**seconds, **metrics, "training/global_step": self.step}, step=self.step)
         self.timer = PhaseTimer()
-
-
-def token_metrics(batch: DataProto, entropy_threshold: float | None) -> dict[str, float]:
-    """How far engine and trainer disagree on the sampled tokens' probabilities (0 to 1), and the
-    share of tokens whose entropy is above the threshold."""
-    active = batch.batch["response_mask"].bool()
-    sampled = batch.batch["rollout_log_probs"][active].exp()
-    difference = (sampled - batch.batch["old_log_probs"][active].exp()).abs()
-    metrics = {
-        "training/rollout_probs_diff_mean": float(difference.mean()),
-        "training/rollout_probs_diff_max": float(difference.max()),
-    }
-    if entropy_threshold is not None:
-        above = batch.batch["entropys"][active] > entropy_threshold
-        metrics["training/entropy_above_share"] = float(above.float().mean())
-    return metrics
 
 
 def total_training_steps(config: PPOConfig) -> int:

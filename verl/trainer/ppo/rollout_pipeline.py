@@ -1,0 +1,111 @@
+"""Where a training step's trajectories come from: played when asked for, or one step ahead."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from verl.config.root import PPOConfig
+from verl.utils.logging import progress
+from verl.workers.interfaces import AgentWorld
+from verl.workers.rollout.group import RolloutGroup
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One step's trajectories. `metrics`: of the engines while they played, and the seconds."""
+
+    trajectories: list[Any]
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Pending:
+    rollout: Future[Rollout]
+    world_before: dict[str, Any]  # the world's state before the tasks were drawn
+
+
+class RolloutPipeline:
+    """Hands out the rollouts of a run, one a step.
+
+    Without `start`, `take` plays the tasks there and then. After `start`, a thread plays them while
+    the caller does other work, and `take` waits for what is left. The weights are those that the
+    engines have when playing begins; a started rollout has the engines to itself until `wait` or
+    `take` returns.
+
+    A rollout has the same tasks and the same seed either way, so that only the weights differ. A
+    checkpoint (`world_state`) knows nothing of a rollout that nobody has taken: a resumed run plays
+    its tasks again, with the restored weights, and is on-policy in its first step.
+    """
+
+    def __init__(self, config: PPOConfig, world: AgentWorld, engines: RolloutGroup) -> None:
+        self._config = config
+        self._world = world
+        self._engines = engines
+        self._pending: _Pending | None = None
+
+    def start(self, step: int) -> None:
+        """Begin the rollout of `step` in the background.
+
+        Raises:
+            RuntimeError: the one before has not been taken.
+        """
+        if self._pending is not None:
+            raise RuntimeError("a rollout is pending already; take it before the next is started")
+        state, episodes = self._world.state_dict(), self._draw()
+        self._pending = _Pending(
+            run_in_thread(lambda: self._play(episodes, step), f"rollout_{step}"), state
+        )
+
+    def take(self, step: int) -> Rollout:
+        """The rollout of `step`. An error of the background reaches the caller here."""
+        if self._pending is None:
+            return self._play(self._draw(), step)
+        pending, self._pending = self._pending, None
+        return pending.rollout.result()
+
+    def wait(self) -> None:
+        """Returns when the engines are idle; the trajectories are kept. Raises as `take` does."""
+        if self._pending is not None:
+            self._pending.rollout.result()
+
+    def world_state(self) -> dict[str, Any]:
+        """The world's state for a checkpoint: all tasks drawn, but for those nobody trained on."""
+        return self._world.state_dict() if self._pending is None else self._pending.world_before
+
+    def _draw(self) -> list[Any]:
+        return self._world.train_episodes(
+            self._config.data.train_batch_size, self._config.env.rollout.n
+        )
+
+    def _play(self, episodes: list[Any], step: int) -> Rollout:
+        """Trajectories lost to a broken environment are dropped whole."""
+        seed = self._config.trainer.seed * 1_000_003 + step
+        start = time.perf_counter()
+        with progress(total=len(episodes), description="episodes") as bar:
+            trajectories = self._engines.collect(
+                episodes, self._world.sampling("train"), seed, lambda _: bar.update()
+            )
+        seconds = time.perf_counter() - start
+        return Rollout(trajectories, {**self._engines.metrics(), "timing_s/rollout": seconds})
+
+
+def run_in_thread(work: Callable[[], T], name: str) -> Future[T]:
+    """`work()` in a thread of its own, which does not keep the process alive."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # whatever it is, it belongs to the one who waits
+            future.set_exception(error)
+
+    # not an executor: Python joins its threads at exit, also one whose workers have gone
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future
