@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from operator import attrgetter
 
+from verl.config.algorithm import AlgorithmConfig
 from verl.config.limits import ABOVE_ZERO, ACTOR, CHOICES, RANGES, ROLLOUT
 from verl.config.machine import check_machine
 from verl.config.root import PPOConfig
@@ -142,6 +143,23 @@ def _algorithm_problems(config: PPOConfig) -> Iterator[str]:
         yield f"{ACTOR}.policy_loss.loss_mode={mode} is unknown; available: {names}"
     if actor.clip_ratio_c <= 1:
         yield f"{ACTOR}.clip_ratio_c={actor.clip_ratio_c} would clip every step; use more than 1"
+    yield from _correction_problems(config.algorithm)
+
+
+def _correction_problems(algorithm: AlgorithmConfig) -> Iterator[str]:
+    """A token on which engine and trainer agree has ratio 1, and has to keep its weight."""
+    highest, lowest = algorithm.rollout_correction_max, algorithm.rollout_correction_min
+    mode = algorithm.rollout_correction
+    if mode != "none" and highest < 1:
+        yield (
+            f"algorithm.rollout_correction_max={highest} would cut tokens on which engine and "
+            "trainer agree (their ratio is 1); use at least 1"
+        )
+    if mode == "token_mask" and lowest > 1:
+        yield (
+            f"algorithm.rollout_correction_min={lowest} would mask tokens on which engine and "
+            "trainer agree (their ratio is 1); use at most 1"
+        )
 
 
 def _run_problems(config: PPOConfig) -> Iterator[str]:

@@ -7,6 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from verl.config.checks import check_values
+from verl.config.compose import compose_config
 from verl.trainer.ppo.core_algos import compute_policy_loss_vanilla
 from verl.trainer.ppo.rollout_correction import (
     MAX_LOG_RATIO,
@@ -17,6 +19,7 @@ from verl.trainer.ppo.rollout_correction import (
     token_mask,
     token_tis,
 )
+from verl.utils.errors import UserError
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
 # ratios 1/2, 1, 3 and 4, 1/4; what is off the mask must not count
@@ -162,3 +165,25 @@ def test_weighting_the_loss_is_weighting_the_advantages(seed):
     of_loss = loss_and_gradient(advantages, rollout_is_weights=weight)
     of_advantages = loss_and_gradient(advantages * weight)
     torch.testing.assert_close(of_loss, of_advantages)
+
+
+@pytest.mark.parametrize(
+    ("mode", "bound", "message"),
+    [
+        ("token_tis", "max=0.5", r"max=0.5 would cut tokens on which engine and trainer agree"),
+        ("sequence_tis", "max=0.9", r"max=0.9 would cut .*at least 1"),
+        ("token_mask", "min=1.5", r"min=1.5 would mask tokens .*at most 1"),
+        ("token_tis", "min=1.5", None),  # it has no lower bound
+        ("none", "max=0.5", None),
+    ],
+)
+def test_bounds_that_exclude_agreement_are_refused(mode, bound, message):
+    _, config = compose_config(
+        [f"algorithm.rollout_correction={mode}", f"algorithm.rollout_correction_{bound}"],
+        "quickstart",
+    )
+    if message is None:
+        check_values(config)
+    else:
+        with pytest.raises(UserError, match=message):
+            check_values(config)
