@@ -204,8 +204,7 @@ class RayPPOTrainer:
 
     def sync_weights(self) -> None:
         with self.timer("sync_weights"):
-            handles = self.workers.actor.publish_weights(self.step)
-            self.workers.rollouts.update_weights(handles[0][0])
+            self.workers.weights.sync(self.step)
 
     def validate(self) -> dict[str, float]:
         """Every task set in every configured mode, by the present weights."""
