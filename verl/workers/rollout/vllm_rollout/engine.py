@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
+import os
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,7 +30,7 @@ from verl.workers.rollout.base import (
     SamplingSettings,
 )
 from verl.workers.rollout.vllm_rollout.arguments import engine_args, uses_sleep_mode
-from verl.workers.rollout.vllm_rollout.environment import prepare_environment
+from verl.workers.rollout.vllm_rollout.environment import vllm_environment
 from verl.workers.rollout.vllm_rollout.model_facts import (
     ModelFacts,
     check_cpu_head_size,
@@ -28,6 +38,7 @@ from verl.workers.rollout.vllm_rollout.model_facts import (
 )
 from verl.workers.rollout.vllm_rollout.weight_files import adapter_folder, weight_file, zeros
 from verl.workers.weight_sync import LoraAdapter, WeightUpdate
+from verl.workers.weight_sync.transport import resolve_transport, transport_environment
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -35,7 +46,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 POLL_S = 0.2  # how soon a call to a dead engine is given up
-SHUTDOWN_S = 5  # what vLLM's processes have to end by themselves; then they are killed
+SHUTDOWN_S = 1  # what vLLM's processes have to end by themselves; then they are killed
 
 
 class VLLMRollout:
@@ -50,20 +61,25 @@ class VLLMRollout:
         arguments: dict[str, Any],
         facts: ModelFacts,
         *,
+        device: str,
         adapter: LoraAdapter | None = None,
         sleep_level: int = 0,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         """
         Args:
             arguments: of `AsyncEngineArgs`.
+            device: cuda or cpu.
             adapter: updates bring LoRA matrices of this kind instead of all weights.
             sleep_level: vLLM's: 1 keeps the weights in host memory, 2 drops them; 0: no sleep.
+            environment: further variables for vLLM's processes.
         """
         self._arguments = arguments
         self._facts = facts
+        self._device = device
         self._adapter = adapter
         self._sleep_level = sleep_level
-        self._asleep = False
+        self._environment = environment or {}
         self._lora: LoRARequest | None = None
         self._max_model_len: int = arguments["max_model_len"]
         self._request_ids = itertools.count()
@@ -76,7 +92,8 @@ class VLLMRollout:
 
     def start(self) -> None:
         self._loop = LoopThread(name="vllm-rollout")
-        self._loop.run(self._start())
+        with vllm_environment(self._device, self._arguments["model"], self._environment):
+            self._loop.run(self._start())
         if self._adapter is not None:  # from the first request on, all use the one adapter
             self.load_weights(WeightUpdate(0, zeros(self._facts.shapes), self._adapter))
 
@@ -104,6 +121,10 @@ class VLLMRollout:
         with self._as_files(update) as path:  # written while running requests finish
             self._submit(self._update, update, path).result()
 
+    def transfer(self, stage: str, payload: Any) -> bool:
+        """One stage of vLLM's own weight transfer; see `TransferReceiver.handle`."""
+        return self._submit(self._transfer, stage, payload).result()
+
     def sleep(self) -> None:
         if self._sleep_level > 0:
             self._submit(self._sleep).result()
@@ -118,6 +139,7 @@ class VLLMRollout:
             self._closed = True
         self._loop.run(self._stop())
         self._loop.close()
+        gc.collect()  # vLLM's frontend holds itself in cycles and must not outlive the interpreter
 
     def _submit(self, method: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> Future[T]:
         with self._closing:
@@ -136,8 +158,14 @@ class VLLMRollout:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        from verl.workers.weight_sync.receiver import TransferReceiver
+
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._arguments))
+        self._receiver = TransferReceiver(self._llm)
         await self._call(self._llm.update_weight_version("0"))
+        if self._arguments.get("distributed_executor_backend") != "ray":  # whose actors Ray ends
+            pids = os.getpid(), self._llm.engine_core.resources.engine_manager.processes[0].pid
+            await self._call(self._llm.collective_rpc("end_with_owner", args=pids))
 
     async def _generate(self, prompt_ids: list[int], params: SamplingParams) -> Generation:
         from verl.workers.rollout.vllm_rollout.requests import to_generation
@@ -184,23 +212,30 @@ class VLLMRollout:
 
     @asynccontextmanager
     async def _paused(self) -> AsyncIterator[None]:
-        """Running requests finish, new ones wait, and the prefix cache is emptied."""
+        """Running requests finish, new ones wait, and the prefix cache is emptied. An engine that
+        may be left with half of the new weights is ended."""
         await self._call(self._llm.pause_generation(mode="wait", clear_cache=True))
-        if self._asleep:
-            await self._call(self._llm.wake_up(["weights"]))
-        yield
-        if self._asleep:
-            await self._call(self._llm.wake_up(["kv_cache"]))
-            self._asleep = False
-        await self._call(self._llm.resume_generation())
+        try:
+            sleeps = await self._call(self._llm.is_sleeping())
+            if sleeps:
+                await self._call(self._llm.wake_up(["weights"]))
+            yield
+            if sleeps:
+                await self._call(self._llm.wake_up(["kv_cache"]))
+            await self._call(self._llm.resume_generation())
+        except Exception:
+            self._llm.shutdown(timeout=0)
+            raise
+
+    async def _transfer(self, stage: str, payload: Any) -> bool:
+        return await self._call(self._receiver.handle(stage, payload))
 
     async def _sleep(self) -> None:
         await self._call(self._llm.sleep(level=self._sleep_level, mode="wait"))
-        self._asleep = True
 
     async def _stop(self) -> None:
         self._llm.shutdown(timeout=SHUTDOWN_S)
-        del self._llm
+        del self._llm, self._receiver
 
     async def _call(self, call: Awaitable[T]) -> T:
         """The result of a call to vLLM's process, which never answers when it dies."""
@@ -230,14 +265,20 @@ def build_vllm_rollout(
     Raises:
         UserError: the model is missing or not one that vLLM runs on `device`.
     """
-    arguments = engine_args(config, device, max_model_len, transport="object_store")
-    prepare_environment(device, arguments["model"])
+    lora = config.model.lora_rank > 0
+    transport = resolve_transport(config.rollout, device, "vllm", lora)
+    arguments = engine_args(config, device, max_model_len, transport)
     facts = read_model_facts(config.model)
     if device == "cpu":
-        check_cpu_head_size(facts.head_size, config.model.path)
-    lora = config.model.lora_rank > 0
-    adapter = LoraAdapter(config.model.lora_rank, config.model.lora_alpha) if lora else None
-    # with adapters the base weights do not come again: they have to be kept
+        with vllm_environment(device, arguments["model"], {}):
+            check_cpu_head_size(facts.head_size, config.model.path)
+    # with adapters the base weights do not come again: sleeping has to keep them
     level = 1 if lora else 2
-    sleep_level = level if uses_sleep_mode(config.rollout, device) else 0
-    return VLLMRollout(arguments, facts, adapter=adapter, sleep_level=sleep_level)
+    return VLLMRollout(
+        arguments,
+        facts,
+        device=device,
+        adapter=LoraAdapter(config.model.lora_rank, config.model.lora_alpha) if lora else None,
+        sleep_level=level if uses_sleep_mode(config.rollout, device) else 0,
+        environment=transport_environment(transport),
+    )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
+import psutil
 from safetensors import safe_open
 from torch import Tensor
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
 from verl.workers.weight_sync.packing import checksum, pack_weights
 
@@ -18,8 +22,30 @@ class WeightReceiver:
         return checksum(pack_weights(dict(_weights(path))))
 
     def reload_from_file(self, path: str) -> None:
-        """Replace all weights in place, converting and re-packing them as vLLM needs them."""
+        """Replace all weights in place, converting and re-packing them as vLLM needs them.
+
+        On a CPU a head computes with a packed copy of its weight, and `reload_weights` renews the
+        copies of the layers that are loaded: not that of a head which is tied to the embedding.
+        """
         self.model_runner.reload_weights(weights_iterator=_weights(path))
+        for layer in self.model_runner.get_model().modules():
+            if isinstance(layer, ParallelLMHead):
+                layer.quant_method.process_weights_after_loading(layer)
+
+    def end_with_owner(self, owner_pid: int, engine_pid: int) -> None:
+        """From now on vLLM's engine process and this one end when their owner has ended, even if
+        it was killed: vLLM would wait for its next request forever."""
+        owner, engine = psutil.Process(owner_pid), psutil.Process(engine_pid)
+        threading.Thread(
+            target=_end_after, args=(owner, [engine, psutil.Process()]), daemon=True
+        ).start()
+
+
+def _end_after(owner: psutil.Process, processes: list[psutil.Process]) -> None:
+    owner.wait()
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _weights(path: str) -> Iterator[tuple[str, Tensor]]:
