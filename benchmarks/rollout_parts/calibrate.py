@@ -9,6 +9,7 @@ import statistics
 import time
 from pathlib import Path
 
+from agent_system.types import SamplingParams
 from rollout_parts.report import machine, show
 from rollout_parts.session import (
     Session,
@@ -18,13 +19,11 @@ from rollout_parts.session import (
     open_session,
 )
 from rollout_parts.simulated import Latencies
-
-from agent_system.types import SamplingParams
 from verl.config.machine import resolve_engine
 from verl.workers.model_loading import load_tokenizer
 
-# So hot that every token is about equally likely: the end token practically never comes.
-TEMPERATURE = 20.0
+# After random tokens, and as hot as vLLM allows, the end token practically never comes.
+TEMPERATURE = 2.0
 PROMPT_TOKENS = 64
 PREFILLED_PROMPTS, PREFILLED_TOKENS = 8, 512
 SHORT = 4  # tokens; a response of that and a long one differ by decoding alone
@@ -44,8 +43,10 @@ def run(options: argparse.Namespace) -> None:
     with open_session(config) as session:
         probe = Probe(session, vocabulary, options)
         probe.seconds(2, PROMPT_TOKENS, SHORT)  # warm up
-        prefill_rate = PREFILLED_PROMPTS * PREFILLED_TOKENS / probe.median(
-            PREFILLED_PROMPTS, PREFILLED_TOKENS, 1
+        prefill_rate = (
+            PREFILLED_PROMPTS
+            * PREFILLED_TOKENS
+            / probe.median(PREFILLED_PROMPTS, PREFILLED_TOKENS, 1)
         )
         decode_ms = [1000 * probe.step_seconds(together) for together in options.together]
     measured = Latencies(

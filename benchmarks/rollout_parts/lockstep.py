@@ -16,6 +16,13 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+
+from agent_system.adapters.ray import build_prompts, prompt_budget
+from agent_system.adapters.verl import to_data_proto
+from agent_system.interfaces import AsyncEnv, Policy, PromptBuilder
+from agent_system.multi_turn_rollout.conversation import ChatTemplate, Context, make_context
+from agent_system.multi_turn_rollout.episode import request_seed
+from agent_system.types import Episode, Observation, SamplingParams, Trajectory, Turn
 from rollout_parts.replay import Games, ReplayPool, open_games, sampling, sciworld_overrides
 from rollout_parts.report import Cell, share, show
 from rollout_parts.session import (
@@ -26,13 +33,6 @@ from rollout_parts.session import (
     open_session,
 )
 from rollout_parts.trainer import LocalTrainer
-
-from agent_system.adapters.ray import build_prompts, prompt_budget
-from agent_system.adapters.verl import to_data_proto
-from agent_system.interfaces import AsyncEnv, Policy, PromptBuilder
-from agent_system.multi_turn_rollout.conversation import ChatTemplate, Context, make_context
-from agent_system.multi_turn_rollout.episode import request_seed
-from agent_system.types import Episode, Observation, SamplingParams, Trajectory, Turn
 from verl.config.root import PPOConfig
 from verl.workers.model_loading import load_tokenizer
 
@@ -236,6 +236,7 @@ def equal_turns(first: Sequence[Sequence[Turn]], second: Sequence[Sequence[Turn]
     """Turns with equal prompt and response in both."""
     pairs = [pair for a, b in zip(first, second, strict=True) for pair in zip(a, b, strict=True)]
     return sum(
-        np.array_equal(a.prompt_ids, b.prompt_ids) and np.array_equal(a.response_ids, b.response_ids)
+        np.array_equal(a.prompt_ids, b.prompt_ids)
+        and np.array_equal(a.response_ids, b.response_ids)
         for a, b in pairs
     )

@@ -79,7 +79,7 @@ class Games:
 
 @contextmanager
 def open_games(config: PPOConfig) -> Iterator[Games]:
-    """The first task of each type in `env.train`, all at once, for `env.max_steps` turns at most."""
+    """The first task of each type in `env.train`; scripts end after `env.max_steps` turns."""
     first = {task.name: task for task in reversed(load_tasks(config, "train"))}
     tasks = [first[name] for name in config.env.train.tasks]
     pool_config = replace(config.env.pool, slots_per_worker=len(tasks), log_dir=None)

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import psutil
 import ray
-from rollout_parts.report import share, show
-from rollout_parts.scripted import PACKAGE, ScriptedOptions, ScriptedPool, task_sets
-from rollout_parts.simulated import Latencies
 
 from agent_system.adapters.ray import RolloutWorker
 from agent_system.config import TaskSetConfig
 from agent_system.types import Episode, SamplingParams
+from rollout_parts.report import share, show
+from rollout_parts.scripted import PACKAGE, ScriptedOptions, ScriptedPool, task_sets
+from rollout_parts.simulated import Latencies
 from verl.config.compose import compose_config
 from verl.config.root import PPOConfig
 from verl.workers.rollout.group import RolloutGroup, RolloutPlacement
@@ -143,7 +143,8 @@ def measure(config: PPOConfig, replicas: int, options: argparse.Namespace) -> Lo
         group.collect(warm_up, SamplingParams(max_tokens=24), seed=0)
         episodes = make_episodes(replicas * options.episodes, "walk")
         loads = [
-            collect(group, episodes, options.response_tokens, seed) for seed in range(options.repeats)
+            collect(group, episodes, options.response_tokens, seed)
+            for seed in range(options.repeats)
         ]
     finally:
         group.close()

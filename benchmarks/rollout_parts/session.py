@@ -1,4 +1,4 @@
-"""An engine of the trainer in this process, on SmolLM2 or another policy, and what is known of it."""
+"""A rollout engine of the trainer for measurements in this process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ T = TypeVar("T")
 def add_engine_arguments(parser: argparse.ArgumentParser, *, seqs: int) -> None:
     parser.add_argument("--engine", default="auto", help="vllm, hf, or auto: vllm where installed")
     parser.add_argument("--model", default="smollm2", help="as actor_rollout_ref.model.path")
-    parser.add_argument("--dtype", default="bfloat16", help="float32 or bfloat16, of engine and trainer")
+    parser.add_argument(
+        "--dtype", default="bfloat16", help="float32 or bfloat16, of engine and trainer"
+    )
     parser.add_argument("--max-num-seqs", type=int, default=seqs, help="requests decoded together")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
 

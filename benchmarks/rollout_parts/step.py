@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from rollout_parts.report import share, show
 
+from rollout_parts.report import share, show
 from verl.utils.json_lines import read_records
 
 # timing_s/<phase> of a step -> the line of the table
