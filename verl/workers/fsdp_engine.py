@@ -32,7 +32,7 @@ from transformers import PreTrainedModel
 from verl.config.model import FSDPConfig
 from verl.config.optim import OptimConfig
 from verl.workers.model_loading import resolve_dtype
-from verl.workers.optimizer import build_optimizer, build_schedule
+from verl.workers.optimizer import build_optimizer, build_schedule, resume_schedule
 from verl.workers.runtime import WorkerRuntime
 
 logger = logging.getLogger(__name__)
@@ -191,7 +191,7 @@ class FSDPEngine:
         torch.save(_random_state(self.device), _random_file(path, self.rank))
 
     def load_checkpoint(self, path: Path) -> None:
-        """Continue as if never interrupted.
+        """Continue as if never interrupted; a learning rate that was changed since then counts.
 
         With more ranks than were saved, a rank without a saved random state keeps its own.
         """
@@ -203,7 +203,7 @@ class FSDPEngine:
             model_state_dict=state["model"],
             optim_state_dict=state["optimizer"],
         )
-        self.schedule.load_state_dict(state["schedule"])
+        resume_schedule(self.schedule, state["schedule"])
         if _random_file(path, self.rank).exists():
             _restore_random_state(torch.load(_random_file(path, self.rank)), self.device)
 

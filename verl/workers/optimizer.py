@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import nn
 from torch.optim import AdamW
@@ -56,6 +57,20 @@ def build_schedule(optimizer: AdamW, config: OptimConfig, total_steps: int) -> L
     raise UserError(
         f"optim.warmup_style={config.warmup_style!r} is unknown; use constant or cosine"
     )
+
+
+def resume_schedule(schedule: LambdaLR, saved: Mapping[str, Any]) -> None:
+    """Continue at the training step of `saved`, a state of such a schedule.
+
+    The rates are those of the present configuration: a run may go on with another learning rate.
+    """
+    rates = [
+        rate * factor(saved["last_epoch"])
+        for rate, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+    ]
+    schedule.load_state_dict({**saved, "base_lrs": schedule.base_lrs, "_last_lr": rates})
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def warmup_length(config: OptimConfig, total_steps: int) -> int:

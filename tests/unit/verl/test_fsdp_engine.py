@@ -52,6 +52,20 @@ def test_a_loaded_checkpoint_goes_on_bit_by_bit(
         assert torch.equal(tensor, weights[name]), name
 
 
+def test_a_resumed_run_follows_the_present_learning_rate(tiny_model_path, single_rank, tmp_path):
+    engine = make_engine(tiny_model_path, single_rank)
+    step(engine, 0)
+    engine.save_checkpoint(tmp_path / "checkpoint")
+    changed = OptimConfig(lr=3e-3, lr_warmup_steps=3)
+    other = make_engine(tiny_model_path, single_rank, optim=changed)
+    other.load_checkpoint(tmp_path / "checkpoint")
+    # one training step is done: the warm-up goes on at 1/3 and 2/3 of the new rate
+    (group,) = other.optimizer.param_groups
+    assert group["lr"] == pytest.approx(1e-3)
+    rates = [step(other, seed)[2] for seed in (1, 2, 3)]
+    assert rates == pytest.approx([1e-3, 2e-3, 3e-3])
+
+
 def test_saving_changes_nothing(tiny_model_path, single_rank, tmp_path):
     engine = make_engine(tiny_model_path, single_rank)
     before = {name: tensor.clone() for name, tensor in engine.full_state_dict().items()}
