@@ -43,6 +43,7 @@ def training(step, **more):
         "epo/lower": 0.25,
         "epo/upper": 0.75,
         "timing_s/collect": 6.0,
+        "timing_s/rollout": 8.0,  # in the background: no time of the step
         "timing_s/update_actor": 3.0,
         "timing_s/step": 10.0,
         "timing_s/episode/env": 99.0,

@@ -17,6 +17,7 @@ TURN_ENTROPY = re.compile(r"epo/entropy_turn/(?P<turn>\d+)")
 
 STEP_PHASE = "step"
 OUTSIDE_STEP = ("validate", "save_checkpoint")  # phases that timing_s/step does not contain
+BESIDE_STEP = ("rollout",)  # runs within `collect`, or beside all phases of the step before
 OTHER_PHASES = "other"
 
 
@@ -90,7 +91,8 @@ class RunMetrics:
 
     def phase_seconds(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Steps (N,) and phase -> seconds (N,), the largest first; `other`: in no phase."""
-        names = {match["phase"]: match[0] for match in self.matching(PHASE)}
+        matches = self.matching(PHASE)
+        names = {m["phase"]: m[0] for m in matches if m["phase"] not in BESIDE_STEP}
         steps = np.unique(np.concatenate([[], *(self.series(n).steps for n in names.values())]))
         seconds = {p: np.nan_to_num(self.at(name, steps)) for p, name in names.items()}
         whole = seconds.pop(STEP_PHASE, None)
