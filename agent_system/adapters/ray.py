@@ -49,10 +49,13 @@ class RolloutWorker:
         self._loop: LoopThread | None = None
         self._resources = ExitStack()
 
-    def start(self) -> None:
+    def start(self, weights: WeightUpdate | None = None) -> None:
         """Returns when the engine and every environment slot is up.
 
         All logging of this process goes to the console and `rollout_<rank>.log` in the run folder.
+
+        Args:
+            weights: to begin with, in place of the model's own (of one that replaces another).
 
         Raises:
             UserError: a setting of the environment, the prompt budget or the tokenizer is wrong.
@@ -78,6 +81,8 @@ class RolloutWorker:
                 )
             resources.callback(self._engine.close)
             self._engine.start()
+            if weights is not None:
+                self.update_weights(weights)
             self._loop = LoopThread(name=self._name)
             resources.callback(self._loop.close)
             self._loop.run(self._wait_for_slots())
@@ -197,7 +202,9 @@ def load_tasks(config: PPOConfig, which: str) -> list[Task]:
     if which not in lists:
         raise UserError(f"unknown task list '{which}'; available: {', '.join(sorted(lists))}")
     with user_errors():
-        tasks = get_env_package(config.env.env_name).task_sets(lists[which])
+        package = get_env_package(config.env.env_name)
+        package = package.configured(package.parse_options(config.env.options))
+        tasks = package.task_sets(lists[which])
     if not tasks:
         raise UserError(f"the task list '{which}' is empty; check the filters of env.{which}")
     return tasks

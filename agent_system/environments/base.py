@@ -49,6 +49,7 @@ class EnvironmentManagerBase:
         Returns the observations (see `step`) and the environments' infos.
         """
         texts, infos = self.envs.reset(kwargs)
+        self.receive(infos)
         return self._observations(texts), infos
 
     def step(
@@ -62,6 +63,7 @@ class EnvironmentManagerBase:
         commands, valids = self.projection_f(text_actions)
         texts, rewards, dones, infos = self.envs.step(commands)
         self.remember(commands, texts)
+        self.receive(infos)
         for info, valid in zip(infos, valids, strict=True):
             info["is_action_valid"] = np.asarray(valid)
         return (
@@ -73,6 +75,9 @@ class EnvironmentManagerBase:
 
     def remember(self, commands: list[str], texts: list[str]) -> None:
         """Called with each step's commands and answers, before `build_text_obs`."""
+
+    def receive(self, infos: list[dict[str, Any]]) -> None:
+        """Called with the infos of each reset and step, before `build_text_obs`."""
 
     def build_text_obs(self, texts: list[str]) -> list[str]:
         """The prompts for bare observations; here the observations themselves."""

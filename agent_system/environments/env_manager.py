@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -40,12 +41,17 @@ class TextEnvironmentManager(EnvironmentManagerBase):
         texts, infos = self.envs.reset(kwargs)
         self._task_texts = [info["task_text"] for info in infos]
         self._turns: list[list[Turn]] = [[] for _ in texts]
+        self.receive(infos)
         return self._observations(texts), infos
 
     def remember(self, commands: list[str], texts: list[str]) -> None:
         """Add the turns to the history that the next prompts show."""
         for turns, command, text in zip(self._turns, commands, texts, strict=True):
             turns.append(_text_turn(len(turns), command, text))
+
+    def receive(self, infos: list[dict[str, Any]]) -> None:
+        """Keep the commands that are accepted now, for prompts that list them."""
+        self._admissible = [info.get("admissible_actions") for info in infos]
 
     def build_text_obs(self, texts: list[str]) -> list[str]:
         """System and user message of the next turn, as one text a row."""
@@ -55,7 +61,8 @@ class TextEnvironmentManager(EnvironmentManagerBase):
         task_text, turns = self._task_texts[row], self._turns[row]
         system = self._prompts.system(task_text)
         history = self._history.select(turns)
-        user = self._prompts.turn(task_text, history, Observation(text), len(turns))
+        observation = Observation(text, self._admissible[row])
+        user = self._prompts.turn(task_text, history, observation, len(turns))
         return user if system is None else f"{system}\n\n{user}"
 
 
@@ -63,9 +70,21 @@ class SciWorldEnvironmentManager(TextEnvironmentManager):
     """ScienceWorld, under the name that other code imports."""
 
 
+class AlfWorldEnvironmentManager(TextEnvironmentManager):
+    """ALFWorld, under the name that other code imports."""
+
+
+_MANAGERS: Mapping[str, type[TextEnvironmentManager]] = MappingProxyType(
+    {
+        "sciworld/SciWorldEnv": SciWorldEnvironmentManager,
+        "alfworld/AlfredTWEnv": AlfWorldEnvironmentManager,
+    }
+)
+
+
 def make_envs(
     config: EnvConfig, train_batch_size: int, val_batch_size: int
-) -> tuple[SciWorldEnvironmentManager, SciWorldEnvironmentManager]:
+) -> tuple[TextEnvironmentManager, TextEnvironmentManager]:
     """Managers for training and validation, with their own environment processes.
 
     Training has `train_batch_size` tasks in groups of `env.rollout.n`; validation has
@@ -77,8 +96,9 @@ def make_envs(
 
 def _manager(
     config: EnvConfig, task_sets: Sequence[TaskSetConfig], tasks: int, group_size: int
-) -> SciWorldEnvironmentManager:
+) -> TextEnvironmentManager:
     package = get_env_package(config.env_name)
+    package = package.configured(package.parse_options(config.options))
     listed = [task for tasks_of in task_sets for task in package.task_sets(tasks_of)]
     slots = replace(config.pool, slots_per_worker=tasks * group_size)
     envs = PoolVectorEnv(
@@ -86,7 +106,8 @@ def _manager(
         TaskSampler(listed, config.seed),
         group_size,
     )
-    return SciWorldEnvironmentManager(envs, _projection(_prompts(config)), config)
+    manager = _MANAGERS.get(config.env_name, TextEnvironmentManager)
+    return manager(envs, _projection(_prompts(config)), config)
 
 
 def _prompts(config: EnvConfig) -> PromptBuilder:

@@ -19,14 +19,13 @@ from agent_system.types import Task
 _BUILT_IN: Mapping[str, str] = MappingProxyType(
     {
         "sciworld/SciWorldEnv": "agent_system.environments.env_package.sciworld:PACKAGE",
+        "alfworld/AlfredTWEnv": "agent_system.environments.env_package.alfworld:PACKAGE",
         "gymnasium/TextEnv": "agent_system.environments.env_package.gymnasium_text:PACKAGE",
         "textworld_express/TextWorldExpressEnv": (
             "agent_system.environments.env_package.textworld_express:PACKAGE"
         ),
     }
 )
-# Environments that presets and scripts name before there is a package.
-_NOT_YET: Mapping[str, str] = MappingProxyType({"alfworld/AlfredTWEnv": "ALFWorld"})
 
 
 @dataclass(frozen=True)
@@ -52,16 +51,15 @@ class EnvPackage:
         """`values` as an instance of `options`. Raises ValueError on a bad key or value."""
         return parse_options(self.options, values, where=f"env.options of {self.name}")
 
+    def configured(self, options: Any) -> EnvPackage:
+        """The package for one set of options. One whose task lists depend on them overrides it."""
+        return self
+
 
 def get_env_package(env_name: str | EnvPackage) -> EnvPackage:
     """The package called `env_name`, or the one given. Raises ValueError when there is none."""
     if isinstance(env_name, EnvPackage):
         return env_name
-    if env_name in _NOT_YET:
-        raise ValueError(
-            f"the {_NOT_YET[env_name]} environment ('{env_name}') is not part of this version yet; "
-            f"available: {', '.join(_BUILT_IN)}"
-        )
     if env_name not in _BUILT_IN and ":" not in env_name:
         raise ValueError(f"unknown environment '{env_name}'; available: {', '.join(_BUILT_IN)}")
     package = import_object(_BUILT_IN.get(env_name, env_name))

@@ -85,7 +85,11 @@ class PoolVectorEnv:
         return [answer.observation.text for answer in self._answers]
 
     def _infos(self) -> list[dict[str, Any]]:
-        return [dict(answer.info) for answer in self._answers]
+        """With `admissible_actions`, None where the environment does not list them."""
+        return [
+            {**answer.info, "admissible_actions": answer.observation.admissible_actions}
+            for answer in self._answers
+        ]
 
 
 async def _reset(slot: EnvSlot, task: Task) -> StepResult:

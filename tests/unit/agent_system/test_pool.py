@@ -340,11 +340,7 @@ def test_a_killed_parent_leaves_no_process_behind(make_pool, tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        (
-            "alfworld/AlfredTWEnv",
-            {},
-            "ALFWorld environment .* is not part of this version yet; available: sciworld",
-        ),
+        ("alfworld/AlfredTWEnv", {"data_dir": 3}, "data_dir .*has to be of type str"),
         ("foo", {}, "unknown environment 'foo'; available: sciworld/SciWorldEnv"),
         ("no_such_module:PACKAGE", {}, "cannot import 'no_such_module:PACKAGE'"),
         ("sciworld/SciWorldEnv", {"jvm_heap": 3}, "unknown key 'jvm_heap'.*jvm_heap_mb"),

@@ -1,0 +1,17 @@
+"""ALFWorld (arXiv 2010.03768): six types of household tasks in text, TextWorld on real layouts."""
+
+from agent_system.environments.env_package.alfworld.options import AlfWorldOptions
+from agent_system.environments.env_package.alfworld.package import AlfWorldPackage
+from agent_system.environments.env_package.alfworld.projection import alfworld_projection
+from agent_system.environments.env_package.alfworld.prompts import alfworld_prompts
+from agent_system.environments.env_package.alfworld.tasks import alfworld_tasks
+
+__all__ = ["PACKAGE", "AlfWorldOptions", "alfworld_projection"]
+
+PACKAGE = AlfWorldPackage(
+    name="alfworld/AlfredTWEnv",
+    make_env="agent_system.environments.env_package.alfworld.env:make_env",
+    options=AlfWorldOptions,
+    prompts=alfworld_prompts,
+    task_sets=alfworld_tasks,
+)

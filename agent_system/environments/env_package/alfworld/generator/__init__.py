@@ -1,0 +1,1 @@
+"""Solvable ALFWorld games made from scratch, for machines without the published ones."""
