@@ -30,3 +30,5 @@ class CriticConfig:
     shuffle: bool = True  # rows are shuffled before they are cut into mini-batches
     cliprange_value: float = 0.5  # a new value moves at most so far from the old one
     loss_agg_mode: str = "token-mean"  # as the actor's
+    # seq-mean-token-sum-norm: divides by this; default: the response length
+    loss_scale_factor: int | None = None

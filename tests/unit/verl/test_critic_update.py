@@ -56,6 +56,16 @@ def test_first_values_are_zero_and_the_loss_is_half_the_squared_return(
     assert metrics["critic/vpred_mean"] == 0.0
 
 
+def test_the_normalised_sum_is_divided_by_a_constant(tiny_model_path, single_rank, batch):
+    options = {"loss_agg_mode": "seq-mean-token-sum-norm", "loss_scale_factor": 20}
+    _, critic = make(tiny_model_path, single_rank, **options)
+    metrics = critic.update_critic(batch, loss_normalizers(batch["response_mask"]))
+    # values are 0: the sum of 0.5 * return^2 over 4 rows and 20, however wide the batch is (5)
+    mask = batch["response_mask"].bool()
+    want = 0.5 * batch["returns"][mask].square().sum().item() / 4 / 20
+    assert metrics["critic/vf_loss"] == pytest.approx(want, rel=1e-5)
+
+
 def test_values_move_towards_the_returns(tiny_model_path, single_rank, batch):
     _, critic = make(tiny_model_path, single_rank, cliprange_value=100.0)
     mask = batch["response_mask"].bool()

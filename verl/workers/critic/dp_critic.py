@@ -72,6 +72,7 @@ class DataParallelPPOCritic:
             self._config.loss_agg_mode,
             batch_num_tokens=tokens,
             global_batch_size=meta_info["global_batch_size"],
+            loss_scale_factor=self._config.loss_scale_factor,
         )
         mean_value = agg_loss(predicted_BT.detach(), mask_BT, "token-mean", batch_num_tokens=tokens)
         metrics = {
