@@ -244,6 +244,22 @@ def test_waking_up_resumes_only_what_is_wholly_awake():
     assert core.resumed == 1
 
 
+def test_a_paused_engine_says_that_it_sleeps_and_is_resumed_by_a_call_to_wake_up():
+    """So whether an engine sleeps has to be asked before it is paused."""
+    from vllm.v1.engine.core import EngineCore
+
+    resumed = []
+    executor = SimpleNamespace(is_sleeping=False, wake_up=lambda tags: None)
+    core = SimpleNamespace(
+        model_executor=executor,
+        is_scheduler_paused=lambda: True,
+        resume_scheduler=lambda: resumed.append(True),
+    )
+    assert EngineCore.is_sleeping(core) is True
+    assert EngineCore.wake_up(core, ["weights"]) is True
+    assert resumed == [True]
+
+
 # --- starting an engine on GPUs ------------------------------------------------------------------
 
 
