@@ -44,7 +44,7 @@ class ScriptedWorker:
         self._loop = None
         self._delivered = 0
 
-    def start(self):
+    def start(self, weights=None):
         self._folder.mkdir(parents=True, exist_ok=True)
         life = len(list(self._folder.glob("life_*")))
         (self._folder / f"life_{life}").touch()
@@ -53,6 +53,8 @@ class ScriptedWorker:
         self._limit = int(limit)
         if self._then == "refuse":
             raise UserError("the model is gone")
+        if weights is not None:
+            self.update_weights(weights)
         self._loop = LoopThread("scripted")
 
     def update_weights(self, weights):

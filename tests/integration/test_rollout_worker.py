@@ -1,6 +1,7 @@
 """A rollout worker as a Ray actor: ScienceWorld, a tiny model, exact tokens in the batch."""
 
 import os
+import signal
 import time
 
 import numpy as np
@@ -25,6 +26,7 @@ from agent_system.types import Episode, SamplingParams
 from verl.config.algorithm import DataConfig
 from verl.config.root import PPOConfig
 from verl.config.trainer import RunConfig
+from verl.workers.rollout.group import RolloutGroup, RolloutPlacement
 from verl.workers.weight_sync import WeightUpdate, pack_weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -75,7 +77,7 @@ def random_model(seed):
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -97,6 +99,7 @@ def make_config(model_path, kind, run_dir):
         data=DataConfig(max_prompt_length=400, max_response_length=6),
     )
     config.actor_rollout_ref.model.path = str(model_path)
+    config.actor_rollout_ref.rollout.name = "hf"
     return config
 
 
@@ -194,3 +197,51 @@ def test_a_killed_worker_leaves_no_environment_process(cluster, model_path, tmp_
     assert any("java" in process.name() for process in processes)
     ray.kill(worker)
     assert wait_until_gone(processes) == []
+
+
+def signature(trajectory):
+    """What an episode was, but for seconds and rounding."""
+    turns = [
+        (t.prompt_ids.tolist(), t.response_ids.tolist(), t.observation, t.weight_version)
+        for t in trajectory.turns
+    ]
+    return trajectory.episode, trajectory.reason, trajectory.score, turns
+
+
+def test_a_worker_killed_in_mid_rollout_changes_nothing(cluster, model_path, tmp_path):
+    config = make_config(model_path, "trajectory", tmp_path)
+    episodes = make_episodes(config)
+    places = [RolloutPlacement("SPREAD", num_cpus=1, num_gpus=0)] * 2
+    group = RolloutGroup(RolloutWorker, config, "cpu", places, {"OMP_NUM_THREADS": "1"})
+    group.wait_until_started()
+    update = ray.put(WeightUpdate(5, pack_weights(random_model(seed=1).state_dict())))
+    group.update_weights(update)
+    sampling = SamplingParams(temperature=TEMPERATURE, max_tokens=6)
+    undisturbed = group.collect(episodes, sampling, seed=3)
+    quiet = group.metrics()
+    assert quiet["rollout/generated_tokens"] == sum(
+        len(turn.response_ids) for t in undisturbed for turn in t.turns
+    )
+    assert 0 < quiet["rollout/engine_idle_share"] < 1
+    assert 0 < quiet["rollout/prefix_cache_hit_rate"] < 1
+
+    victim = ray.get(group.workers[0].__ray_call__.remote(lambda self: os.getpid()))
+    processes = [psutil.Process(victim), *psutil.Process(victim).children(recursive=True)]
+    arrived = []
+
+    def kill_once(trajectory):
+        arrived.append(trajectory.episode.traj_uid)
+        if len(arrived) == 1:
+            os.kill(victim, signal.SIGKILL)
+
+    disturbed = group.collect(episodes, sampling, seed=3, on_trajectory=kill_once)
+    assert sorted(arrived) == sorted(episode.traj_uid for episode in episodes)
+    assert [signature(t) for t in disturbed] == [signature(t) for t in undisturbed]
+    assert {turn.weight_version for t in disturbed for turn in t.turns} == {5}
+    assert group.metrics()["rollout/worker_restarts"] == 1
+    assert wait_until_gone(processes) == []
+
+    living = [process for rank in range(2) for process in processes_of(group.workers[rank])]
+    group.sleep()
+    group.close()
+    assert wait_until_gone(living) == []

@@ -79,7 +79,7 @@ class RolloutGroup:
     def wait_until_started(self) -> None:
         """Returns when every engine and every environment slot is up."""
         for handle in self._handles:
-            handle.wait_until_ready()
+            ray.get(handle.ready)
 
     def update_weights(self, update: ray.ObjectRef) -> None:
         """Every engine samples from `update`, a `WeightUpdate`, from now on. An engine that sleeps
@@ -163,34 +163,37 @@ class RolloutGroup:
 
     def _play(self, episodes: Sequence[Any], sampling: Any, seed: int) -> Iterator[Any]:
         """Trajectories as they finish, from whichever worker has one."""
-        streams = {
-            handle.stream(share, sampling, seed): (handle, {e.traj_uid: e for e in share})
-            for handle, share in zip(self._handles, self._shares(episodes), strict=True)
-            if share
-        }  # with what each has yet to deliver
+        shares = zip(self._handles, self._shares(episodes), strict=True)
+        left = {handle: {e.traj_uid: e for e in share} for handle, share in shares if share}
+
+        def begin(handle: WorkerHandle) -> ray.ObjectRefGenerator:
+            return handle.stream(list(left[handle].values()), sampling, seed)
+
+        # what is waited for: streams of trajectories, and successors that start
+        awaited = {begin(handle): handle for handle in left}
         try:
-            while streams:
-                (stream,), _ = ray.wait(list(streams), num_returns=1)
-                handle, left = streams[stream]
+            while awaited:
+                (source,), _ = ray.wait(list(awaited), num_returns=1)
+                handle = awaited[source]
                 try:
-                    trajectory = ray.get(next(stream))
+                    result = ray.get(source if source is handle.ready else next(source))
                 except StopIteration:
-                    del streams[stream]
+                    del awaited[source]
                     continue
                 except WORKER_LOST as error:
-                    del streams[stream]
-                    handle.replace(error)
-                    streams[handle.stream(list(left.values()), sampling, seed)] = (handle, left)
+                    del awaited[source]
+                    awaited[handle.replace(error)] = handle
                     continue
-                except Exception:
-                    handle.wait_until_ready()  # if the start failed, that is what went wrong
-                    raise
+                if source is handle.ready:
+                    del awaited[source]
+                    awaited[begin(handle)] = handle
+                    continue
                 handle.note_delivery()
-                del left[trajectory.episode.traj_uid]
-                yield trajectory
+                del left[handle][result.episode.traj_uid]
+                yield result
         finally:  # after an error some are still open
-            for stream, (handle, _) in streams.items():
-                handle.cancel(stream)
+            for source, handle in awaited.items():
+                handle.cancel(source)
 
     def _shares(self, episodes: Sequence[Any]) -> list[list[Any]]:
         """Deal whole groups to the workers in turn, so that a group shares its cached prefix."""

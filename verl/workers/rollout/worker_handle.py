@@ -25,9 +25,9 @@ CONTROL = "control"
 class WorkerHandle:
     """A worker that is replaced when it dies, with the weights it had.
 
-    Calls wait for their turn in the actor, so that nothing here has to wait for a new one to
-    start. A worker that dies twice without having delivered a trajectory in between is not
-    replaced again.
+    A worker that dies twice without having delivered a trajectory in between is not replaced again.
+    `ready` is there when the actor has started: only then it may be asked anything, because Ray
+    may run the methods of an actor in another order than they are called.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class WorkerHandle:
         self._replaceable = replaceable
         self._closing = threading.Lock()  # after close() no actor is made
         self._closed = False
-        self._update: ray.ObjectRef | None = None
+        self._weights: tuple[ray.ObjectRef, ...] = ()  # the last update, once there is one
         self._counted: dict[str, float] = {}  # counters at the last `growth`
         self._has_delivered = True  # the first one may die before it has
         self.restarts = 0
@@ -52,13 +52,7 @@ class WorkerHandle:
 
     def _begin(self) -> None:
         self.actor = self._make_actor()
-        self._ready = [self.actor.start.remote()]
-        if self._update is not None:
-            self._ready.append(self.actor.update_weights.remote(self._update))
-
-    def wait_until_ready(self) -> None:
-        """Raises what went wrong with the start."""
-        ray.get(self._ready)
+        self.ready = self.actor.start.remote(*self._weights)
 
     def call(self, method: str, *args: Any) -> ray.ObjectRef:
         return getattr(self.actor, method).remote(*args)
@@ -72,25 +66,28 @@ class WorkerHandle:
             try:
                 return ray.get(answer)
             except WORKER_LOST as error:
-                self.replace(error)
-                self.wait_until_ready()
-                answer = self.call(method, *args)
+                answer = self._ask_successor(error, method, *args)
+
+    def _ask_successor(self, error: Exception, method: str, *args: Any) -> ray.ObjectRef:
+        while True:
+            try:
+                ray.get(self.replace(error))
+                return self.call(method, *args)
+            except WORKER_LOST as next_error:
+                error = next_error
 
     def keep_weights(self, update: ray.ObjectRef) -> None:
         """A successor gets these. The reference keeps them in shared memory; nothing is copied."""
-        self._update = update
+        self._weights = (update,)
 
     def stream(self, episodes: list[Any], sampling: Any, seed: int) -> ray.ObjectRefGenerator:
         return self.actor.collect.options(num_returns="streaming").remote(episodes, sampling, seed)
 
     def note_delivery(self) -> None:
-        """Raises what went wrong with the worker's start: it plays with other weights then."""
-        if not self._has_delivered:
-            self.wait_until_ready()
-            self._has_delivered = True
+        self._has_delivered = True
 
-    def replace(self, error: Exception) -> None:
-        """The actor is lost; its successor begins to start.
+    def replace(self, error: Exception) -> ray.ObjectRef:
+        """The actor is lost; its successor begins to start. Returns `ready`.
 
         Raises:
             UserError: the one before was lost just so; or nobody has its weights.
@@ -116,6 +113,7 @@ class WorkerHandle:
             self._has_delivered = False
             self._counted = {}
             self._begin()
+            return self.ready
 
     def growth(self, counters: Mapping[str, float]) -> dict[str, float]:
         """What the worker's counters grew by since the last call; those of a new one begin at 0."""
