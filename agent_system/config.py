@@ -20,7 +20,13 @@ class ContextConfig:
     # turn: a fresh prompt and one row a turn; trajectory: one growing conversation and one row, a
     # new one when it is too long and goes on without its oldest turns
     kind: str = "trajectory"
-    history_length: int = 5  # turn context: the last k turns shown in the prompt
+    # turn context: which past turns a prompt shows. last_turns: the last history_length;
+    # token_budget: the latest that take history_tokens together; summary: all, the older ones in
+    # few words
+    history: str = "last_turns"
+    history_length: int = 5  # last_turns: turns shown; summary: turns shown in full, before them
+    history_tokens: int = 1024  # token_budget: tokens of the commands and answers shown
+    history_summary_words: int = 0  # summary: first words of each older answer; 0: only the command
 
 
 @dataclass
@@ -58,12 +64,16 @@ class PoolConfig:
 
 @dataclass
 class TaskSetConfig:
-    """Tasks to draw from: a named list, or a JSON file of one."""
+    """Tasks to draw from: a named list of the environment, or one in a JSON file."""
 
-    name: str = "L0_train"  # a named list of the environment, or a JSON file
+    # a list of the environment, or a *.json file: its path, or the name of one that comes along
+    name: str = "L0_train"
     tasks: list[str] | None = None  # only these task types, by name
     max_tasks: int | None = None  # a seeded subset of so many tasks
     seed: int = 0  # of the subset
+    # env.train: uniform_types draws every task type equally often, whatever the number of its
+    # variations; uniform_tasks draws every task equally often
+    weights: str = "uniform_types"
 
 
 @dataclass

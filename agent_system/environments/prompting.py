@@ -95,7 +95,9 @@ def _replayed(history: Sequence[Turn]) -> str:
     """Each command with its answer; the last answer is the observation at the prompt's end."""
     lines = []
     for turn in history[:-1]:
-        lines.append(f"> {turn.action.text}\n{turn.observation.strip()}")
+        lines.append(f"> {turn.action.text}")
+        if turn.observation:  # a summary leaves it out
+            lines.append(turn.observation.strip())
     lines.append(f"> {history[-1].action.text}")
     return "\n".join(lines)
 

@@ -23,7 +23,7 @@ from jinja2 import TemplateError
 
 from agent_system.config import ContextConfig
 from agent_system.interfaces import PromptBuilder
-from agent_system.memory import History, LastTurns
+from agent_system.memory import History, make_history
 from agent_system.types import Observation, Turn
 
 TOKEN_DTYPE = np.int32
@@ -90,6 +90,10 @@ class ChatTemplate:
         return self._tokenizer.decode(
             ids.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
+
+    def count(self, text: str) -> int:
+        """Tokens of a text by itself."""
+        return len(self._encode(text))
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         try:
@@ -238,9 +242,18 @@ class TurnContext:
 def make_context(
     config: ContextConfig, chat: ChatTemplate, prompts: PromptBuilder, max_prompt_length: int
 ) -> Context:
-    """The context that `env.context.kind` names. Raises ValueError on an unknown one."""
-    if config.kind == "trajectory":
-        return TrajectoryContext(chat, prompts, max_prompt_length)
+    """The context that `env.context.kind` names, with the strategy of `env.context.history`.
+
+    Raises ValueError on an unknown one, and where a strategy would have no effect.
+    """
+    history = make_history(config, chat.count)
     if config.kind == "turn":
-        return TurnContext(chat, prompts, max_prompt_length, LastTurns(config.history_length))
+        return TurnContext(chat, prompts, max_prompt_length, history)
+    if config.kind == "trajectory" and config.history == ContextConfig.history:
+        return TrajectoryContext(chat, prompts, max_prompt_length)
+    if config.kind == "trajectory":
+        raise ValueError(
+            f"env.context.history={config.history} needs fresh prompts, but kind=trajectory shows "
+            "the conversation as it grows; set env.context.kind=turn"
+        )
     raise ValueError(f"unknown env.context.kind '{config.kind}'; available: trajectory, turn")

@@ -39,6 +39,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "actor_rollout_ref.model.attn_implementation": _ATTENTION,
     "critic.model.attn_implementation": _ATTENTION,
     "env.context.kind": ("turn", "trajectory"),
+    "env.context.history": ("last_turns", "token_budget", "summary"),
+    "env.train.weights": ("uniform_types", "uniform_tasks"),
     "env.action_format.kind": ("think_action", "plain"),
 }
 # (least, most) that makes sense; None where a key may be unset.
@@ -53,6 +55,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "env.max_steps": POSITIVE,
     "env.rollout.n": POSITIVE,
     "env.context.history_length": (0, math.inf),
+    "env.context.history_tokens": (0, math.inf),
+    "env.context.history_summary_words": (0, math.inf),
     "env.pool.slots_per_worker": POSITIVE,
     "env.train.max_tasks": POSITIVE,
     "trainer.seed": (0, math.inf),
