@@ -8,7 +8,8 @@ from typing import Any
 
 from agent_system.adapters.ray import RolloutWorker, check_environment, load_tasks
 from agent_system.adapters.verl import rollout_metrics, to_data_proto, trajectory_record
-from agent_system.environments.tasks import TaskSampler, task_list_hash
+from agent_system.environments.task_files import count_overlap, describe_tasks, task_list_hash
+from agent_system.environments.tasks import TaskSampler
 from agent_system.types import Episode, SamplingParams, Task, Trajectory
 from verl import DataProto
 from verl.config.root import PPOConfig
@@ -27,7 +28,12 @@ class World:
 
     @cached_property
     def _sampler(self) -> TaskSampler:
-        return TaskSampler(load_tasks(self._config, "train"), seed=self._config.env.seed)
+        env = self._config.env
+        return TaskSampler(self._train_tasks, seed=env.seed, weights=env.train.weights)
+
+    @cached_property
+    def _train_tasks(self) -> list[Task]:
+        return load_tasks(self._config, "train")
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -52,6 +58,19 @@ class World:
             episodes = [group_of(task, f"{name}-{i}", 1)[0] for i, task in enumerate(tasks)]
             sets.append(TaskSet(name, episodes, task_list_hash(tasks)))
         return sets
+
+    def task_lists(self) -> dict[str, Any]:
+        env, train = self._config.env, self._train_tasks
+        validation = {}
+        for name, config in env.val.items():
+            tasks = load_tasks(self._config, name)
+            in_training = {"in_training": count_overlap(train, tasks)}
+            validation[name] = describe_tasks(config, tasks) | in_training
+        weights = {"weights": env.train.weights}
+        return {
+            "train_tasks": describe_tasks(env.train, train) | weights,
+            "validation_sets": validation,
+        }
 
     def sampling(self, mode: str) -> SamplingParams:
         rollout = self._config.actor_rollout_ref.rollout

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from agent_system.config import TaskSetConfig
+from agent_system.environments.task_files import load_task_file, task_list_hash
 from agent_system.types import Task
 
-HASH_LENGTH = 16
+__all__ = ["WEIGHTS", "TaskSampler", "load_task_file", "select_tasks", "task_list_hash"]
+
 MAX_SEED = 2**31
+WEIGHTS = ("uniform_types", "uniform_tasks")
 
 
 def select_tasks(tasks: Sequence[Task], config: TaskSetConfig) -> list[Task]:
@@ -41,44 +41,31 @@ def select_tasks(tasks: Sequence[Task], config: TaskSetConfig) -> list[Task]:
     return chosen
 
 
-def load_task_file(path: str | Path) -> list[Task]:
-    """Tasks from a JSON list of {"name": str, "options": {..}, "seed": int (default 0)}.
-
-    Raises ValueError when the file is missing or is not such a list.
-    """
-    try:
-        rows = json.loads(Path(path).read_text(encoding="utf-8"))
-        return [Task(**row) for row in rows]
-    except (OSError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"cannot read the task list '{path}': {error}; it has to be a JSON list of "
-            '{"name": .., "options": {..}, "seed": ..}'
-        ) from error
-
-
-def task_list_hash(tasks: Sequence[Task]) -> str:
-    """16 hexadecimal digits that identify the list: equal results were measured on equal tasks."""
-    text = "\n".join(task.key for task in tasks)
-    return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]
-
-
 class TaskSampler:
     """Draws tasks without replacement, in a new order on every pass over the list.
 
-    `balanced`: every task type is drawn equally often, whatever the number of its variations.
+    `weights`: "uniform_types" draws every task type equally often, whatever the number of its
+    variations, and within a type without replacement; "uniform_tasks" every task equally often.
     Each draw gets an episode seed of its own (at least 1), so that an environment with a random
-    side shows a known task anew; the draws depend only on the list, `seed` and their number.
+    side shows a known task anew; the draws depend only on the list, `seed`, `weights` and their
+    number.
     """
 
-    def __init__(self, tasks: Sequence[Task], seed: int, *, balanced: bool = False) -> None:
-        """Raises ValueError when `tasks` is empty."""
+    def __init__(self, tasks: Sequence[Task], seed: int, *, weights: str = "uniform_tasks") -> None:
+        """Raises ValueError when `tasks` is empty or `weights` unknown."""
         if not tasks:
             raise ValueError("no tasks to sample from; check env.train.name and env.train.tasks")
+        if weights not in WEIGHTS:
+            raise ValueError(
+                f"unknown env.train.weights '{weights}'; available: {', '.join(WEIGHTS)}"
+            )
         self._seed = seed
+        self._weights = weights
         self._hash = task_list_hash(tasks)
         self._groups: dict[str, list[Task]] = {}
         for task in tasks:
-            self._groups.setdefault(task.name if balanced else "all", []).append(task)
+            group = task.name if weights == "uniform_types" else "all"
+            self._groups.setdefault(group, []).append(task)
         self._names = sorted(self._groups)
         self._orders: dict[str, tuple[int, list[Any]]] = {}
         self._drawn = 0
@@ -91,10 +78,19 @@ class TaskSampler:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the sampler stands."""
-        return {"drawn": self._drawn, "task_list_hash": self._hash}
+        return {
+            "drawn": self._drawn,
+            "task_list_hash": self._hash,
+            "weights": self._weights,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`. Raises ValueError when it belongs to another task list."""
+        """Continue from `state`. Raises ValueError when it belongs to other tasks or weights."""
+        if state["weights"] != self._weights:
+            raise ValueError(
+                f"the checkpoint's run drew tasks with env.train.weights={state['weights']}, this "
+                f"one with {self._weights}; resume with the same setting"
+            )
         if state["task_list_hash"] != self._hash:
             raise ValueError(
                 f"the checkpoint's task list {state['task_list_hash']} is not this run's "

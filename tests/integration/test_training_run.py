@@ -95,6 +95,8 @@ def test_a_run_leaves_everything_a_user_needs(finished):
     ]
     recorded = json.loads((finished / "environment.json").read_text())
     assert recorded["packages"]["torch"] and recorded["validation_sets"]["held_out"]["n"] == 2
+    assert recorded["validation_sets"]["held_out"]["in_training"] == 0
+    assert recorded["train_tasks"]["name"] == "L0_train" and recorded["train_tasks"]["hash"]
     assert yaml.safe_load((finished / "config.yaml").read_text())["epo"]["enable"] is True
     assert list((finished / "rollouts").glob("train_*.jsonl"))
 
@@ -115,6 +117,11 @@ def test_every_step_is_tracked_once_with_the_promised_metrics(finished):
         "actor/lr",
         "episode/success_rate",
         "timing_s/collect",
+        "timing_s/rollout",
+        "training/rollout_probs_diff_std",
+        "training/rollout_kl_k3",
+        "training/rollout_ess",
+        "training/weight_age",
         "timing_s/update_actor",
         "val/held_out/sampled/success_rate",
         "val/held_out/greedy/success_low",
@@ -197,7 +204,10 @@ def test_an_evaluation_repeats_the_last_validation(finished):
     assert done.returncode == 0, done.stderr[-4000:]
     (result,) = finished.glob("eval_*/eval.json")
     validated = {k: v for m in metrics(finished)[-2:] for k, v in m.items() if k.startswith("val/")}
-    assert json.loads(result.read_text()) == pytest.approx(validated)
+    evaluation = json.loads(result.read_text())
+    assert evaluation["metrics"] == pytest.approx(validated)
+    recorded = json.loads((finished / "environment.json").read_text())
+    assert evaluation["validation_sets"] == recorded["validation_sets"]
     assert "95% interval" in done.stderr + done.stdout
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -21,7 +22,10 @@ logger = logging.getLogger(__name__)
 
 
 def main(arguments: list[str]) -> None:
-    """The run's own configuration, with the training parts switched off."""
+    """The run's own configuration, with the training parts switched off.
+
+    `eval.json` has the metrics, and of every task set its list's name, version and hash.
+    """
     checkpoint, overrides = split_checkpoint(arguments)
     output = checkpoint.parent / f"eval_{checkpoint.name}"
     composed, config = load_saved(
@@ -40,8 +44,11 @@ def main(arguments: list[str]) -> None:
         trainer.restore()
         trainer.sync_weights()
         metrics = trainer.validate()
-    target = Path(config.trainer.default_local_dir) / "eval.json"
-    atomic_write_json(target, metrics)
+    folder = Path(config.trainer.default_local_dir)
+    target = folder / "eval.json"
+    recorded = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    task_sets = {"validation_sets": recorded["validation_sets"]}
+    atomic_write_json(target, {"metrics": metrics} | task_sets)
     logger.info("\n%s\nwritten to %s", evaluation_table(metrics), target)
 
 

@@ -6,7 +6,7 @@ import logging
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -124,7 +124,8 @@ def record_run(
 ) -> None:
     """`config.yaml` and `environment.json`: what was run, with which versions, on which tasks."""
     atomic_write_text(run_dir / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
-    validation = {s.name: {"hash": s.hash, "n": len(s.episodes)} for s in world.validation_sets()}
+    task_lists = world.task_lists()
+    warn_of_overlap(task_lists["validation_sets"])
     atomic_write_json(
         run_dir / "environment.json",
         {
@@ -134,9 +135,22 @@ def record_run(
             "packages": installed_versions(),
             "device": resolve_device(config.trainer.device),
             "reference_policy": needs_reference(config),
-            "validation_sets": validation,
+            **task_lists,
         },
     )
+
+
+def warn_of_overlap(validation_sets: Mapping[str, Mapping[str, Any]]) -> None:
+    """Say which validation sets have tasks that are trained on."""
+    for name, tasks in validation_sets.items():
+        if tasks["in_training"]:
+            logger.warning(
+                "%d of the %d tasks of the validation set '%s' are in env.train too: success on "
+                "it does not say how the policy does on tasks it has not seen",
+                tasks["in_training"],
+                tasks["n"],
+                name,
+            )
 
 
 def installed_versions() -> dict[str, str]:

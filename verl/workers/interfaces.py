@@ -109,6 +109,14 @@ class AgentWorld(Protocol):
 
     def validation_sets(self) -> list[TaskSet]: ...
 
+    def task_lists(self) -> dict[str, Any]:
+        """A JSON-able account: `train_tasks`, and `validation_sets` by name.
+
+        Each has the list's name, version, hash and its number of tasks n, a validation set also
+        `in_training`: how many of its tasks are trained on.
+        """
+        ...
+
     def sampling(self, mode: str) -> Any:
         """`train`, `sampled` or `greedy`."""
         ...

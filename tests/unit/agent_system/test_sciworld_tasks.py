@@ -1,6 +1,7 @@
 """ScienceWorld's task lists against the published counts."""
 
 import json
+from collections import Counter
 
 import pytest
 
@@ -11,7 +12,7 @@ from agent_system.environments.env_package.sciworld.tasks import (
     sciworld_tasks,
     variations,
 )
-from agent_system.environments.tasks import task_list_hash
+from agent_system.environments.tasks import TaskSampler, task_list_hash
 
 
 def tasks_of(name, **fields):
@@ -30,6 +31,9 @@ def tasks_of(name, **fields):
         ("L2_test", 549, 10),
         ("held_out_types_train", 2242, 19),
         ("held_out_types_test", 549, 10),
+        ("all_train", 3592, 30),
+        ("all_dev", 1796, 30),
+        ("all_test", 1819, 30),
     ],
 )
 def test_the_published_counts(name, count, types):
@@ -47,6 +51,29 @@ def test_the_splits_do_not_share_variations():
 def test_held_out_types_are_not_in_their_training_list():
     assert {task.name for task in tasks_of("held_out_types_test")} == HELD_OUT_TYPES
     assert not HELD_OUT_TYPES & {task.name for task in tasks_of("held_out_types_train")}
+
+
+def test_the_held_out_names_are_other_names_of_l2():
+    assert tasks_of("held_out_types_train") == tasks_of("L2_train")
+    assert tasks_of("held_out_types_test") == tasks_of("L2_test")
+
+
+def test_training_on_l0_is_training_on_the_types_of_l2_test():
+    assert {task.name for task in tasks_of("L0_train")} >= HELD_OUT_TYPES
+
+
+def test_every_task_is_reachable_by_name():
+    types = {task.name for task in tasks_of("all_train")}
+    assert "use-thermometer" in types
+    for name in types:
+        assert tasks_of("all_test", tasks=[name])
+
+
+def test_types_are_drawn_alike_unless_asked_otherwise():
+    config = TaskSetConfig("L0_train")
+    sampler = TaskSampler(sciworld_tasks(config), seed=0, weights=config.weights)
+    drawn = Counter(task.name for task in sampler.next(29 * 10))
+    assert set(drawn.values()) == {10}  # 692 variations or 4, of each type 10
 
 
 def test_a_task_carries_its_coordinates():

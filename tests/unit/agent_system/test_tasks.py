@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_system.environments.tasks import TaskSampler, load_task_file
+from agent_system.config import TaskSetConfig
+from agent_system.environments.tasks import WEIGHTS, TaskSampler
 from agent_system.types import Task
+from verl.config.limits import CHOICES
 
 
 def make_tasks(**counts):
@@ -40,18 +42,19 @@ def test_every_draw_has_an_episode_seed_of_its_own():
     assert min(seeds) >= 1
 
 
-@given(st.integers(0, 40), st.integers(1, 40), st.booleans())
-def test_a_resumed_sampler_continues(before, after, balanced):
+@given(st.integers(0, 40), st.integers(1, 40), st.sampled_from(WEIGHTS))
+def test_a_resumed_sampler_continues(before, after, weights):
     tasks = make_tasks(a=5, b=2)
-    whole = TaskSampler(tasks, seed=3, balanced=balanced)
+    whole = TaskSampler(tasks, seed=3, weights=weights)
     whole.next(before)
-    resumed = TaskSampler(tasks, seed=3, balanced=balanced)
+    resumed = TaskSampler(tasks, seed=3, weights=weights)
     resumed.load_state_dict(whole.state_dict())
     assert resumed.next(after) == whole.next(after)
 
 
-def test_balanced_draws_every_type_equally_often():
-    drawn = TaskSampler(make_tasks(many=100, few=10), seed=0, balanced=True).next(40)
+def test_uniform_types_draws_every_type_equally_often():
+    tasks = make_tasks(many=100, few=10)
+    drawn = TaskSampler(tasks, seed=0, weights="uniform_types").next(40)
     assert Counter(task.name for task in drawn) == {"many": 20, "few": 20}
     # 20 draws of 10 tasks: each of them twice
     few = Counter(task.options["variation"] for task in drawn if task.name == "few")
@@ -69,9 +72,37 @@ def test_a_state_of_another_list_is_refused():
         TaskSampler(make_tasks(a=4), seed=0).load_state_dict(state)
 
 
-@pytest.mark.parametrize("text", ["{", '[{"nam": "a"}]', "[1]", "3"])
-def test_a_malformed_file_is_refused(tmp_path, text):
-    path = tmp_path / "tasks.json"
-    path.write_text(text)
-    with pytest.raises(ValueError, match="JSON list of"):
-        load_task_file(path)
+def test_uniform_tasks_draws_a_type_as_often_as_it_has_variations():
+    drawn = TaskSampler(make_tasks(many=100, few=10), seed=0, weights="uniform_tasks").next(110)
+    assert Counter(task.name for task in drawn) == {"many": 100, "few": 10}
+
+
+@given(
+    st.dictionaries(st.sampled_from("abcde"), st.integers(1, 9), min_size=1),
+    st.integers(1, 6),
+    st.integers(0, 50),
+)
+def test_uniform_types_draws_a_type_without_replacement(counts, passes, seed):
+    # one pass over the largest type takes its size in rounds; every round has each type once
+    rounds = passes * max(counts.values())
+    drawn = TaskSampler(make_tasks(**counts), seed, weights="uniform_types").next(
+        rounds * len(counts)
+    )
+    for name, count in counts.items():
+        of_type = [task.options["variation"] for task in drawn if task.name == name]
+        assert len(of_type) == rounds
+        for start in range(0, rounds - count + 1, count):
+            assert sorted(of_type[start : start + count]) == list(range(count))
+
+
+def test_other_weights_are_refused():
+    with pytest.raises(ValueError, match=r"unknown .*weights 'fair'; available: uniform_types"):
+        TaskSampler(make_tasks(a=3), seed=0, weights="fair")
+    state = TaskSampler(make_tasks(a=3), seed=0, weights="uniform_types").state_dict()
+    with pytest.raises(ValueError, match=r"env\.train\.weights=uniform_types.*uniform_tasks"):
+        TaskSampler(make_tasks(a=3), seed=0, weights="uniform_tasks").load_state_dict(state)
+
+
+def test_the_configuration_names_the_weights():
+    assert CHOICES["env.train.weights"] == WEIGHTS
+    assert TaskSetConfig().weights == "uniform_types"

@@ -5,12 +5,15 @@
 | L0_train, L1_train | all but use-thermometer (29) | train |
 | L0_test | the same | dev |
 | L1_test | the same | test |
-| L2_train, held_out_types_train | those, without the 10 held-out ones (19) | train |
-| L2_test, held_out_types_test | the 10 held-out ones | test |
+| L2_train | those, without the 10 held-out ones (19) | train |
+| L2_test | the 10 held-out ones | test |
+| held_out_types_train, held_out_types_test | other names of L2_train and L2_test | |
+| all_train, all_dev, all_test | all 30 | train, dev, test |
 
 L0, L1 and L2 are the published lists. The tests of L0 and L1 are unseen variations of task types
-that are in training. L2_test is a test of unseen types only when training used L2_train (the
-published runs trained on L0_train); the pair is also named held_out_types_* for what it is.
+that are in training. L2 is a split by type, but the published runs trained on L0_train, and so on
+the types of L2_test too. Unseen types are tested by training on L2_train and validating on L2_test,
+not otherwise; the names held_out_types_* are for runs that mean this.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ HELD_OUT_TYPES = frozenset(
 )
 UNPUBLISHED_TYPE = "use-thermometer"  # in the simulator, but in none of the published lists
 
-Types = Literal["published", "seen", "held_out"]
+Types = Literal["all", "published", "seen", "held_out"]
 
 _LISTS: dict[str, tuple[Types, str]] = {
     "L0_train": ("published", "train"),
@@ -53,6 +56,9 @@ _LISTS: dict[str, tuple[Types, str]] = {
     "L2_test": ("held_out", "test"),
     "held_out_types_train": ("seen", "train"),
     "held_out_types_test": ("held_out", "test"),
+    "all_train": ("all", "train"),
+    "all_dev": ("all", "dev"),
+    "all_test": ("all", "test"),
 }
 
 
@@ -62,7 +68,7 @@ def sciworld_tasks(config: TaskSetConfig) -> list[Task]:
     Raises ValueError on an unknown name or task type, and when nothing is left.
     """
     if config.name.endswith(".json"):
-        return select_tasks(load_task_file(config.name), config)
+        return select_tasks(load_task_file(config.name, "sciworld/SciWorldEnv"), config)
     if config.name not in _LISTS:
         raise ValueError(
             f"unknown task list '{config.name}'; available: {', '.join(_LISTS)}, or a *.json file"
@@ -83,6 +89,8 @@ def variations(task_name: str, split: str) -> list[int]:
 
 
 def _type_names(types: Types) -> list[str]:
+    if types == "all":
+        return sorted(_table())
     published = [name for name in sorted(_table()) if name != UNPUBLISHED_TYPE]
     if types == "published":
         return published
