@@ -65,8 +65,8 @@ def get_env_package(env_name: str | EnvPackage) -> EnvPackage:
     package = import_object(_BUILT_IN.get(env_name, env_name))
     if not isinstance(package, EnvPackage):
         raise ValueError(
-            f"'{env_name}' is a {type(package).__name__}, not an EnvPackage; name the object that "
-            "describes the environment, such as my_module:PACKAGE"
+            f"'{env_name}' is of type {type(package).__name__}; name an EnvPackage, which "
+            "describes an environment, such as my_module:PACKAGE"
         )
     return package
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
@@ -18,17 +19,33 @@ FOLDS: Mapping[str, range] = MappingProxyType(
 )
 
 
+_PART = re.compile(r"((?P<first>[0-9]{1,6})-)?(?P<last>[0-9]{1,6})")
+
+
 class SeedTasks:
-    """`task_sets` of an `EnvPackage`: "train", "dev", "test", "test:50" (50 seeds of each name).
+    """`task_sets` of an `EnvPackage`: "train", "dev" and "test", also in part.
+
+    "test:50" has the first 50 seeds of the fold for each task name, "train:900-1000" its seeds from
+    number 900 up to, not including, number 1,000.
 
     The folds share no seed. The seed is in the task's options, because training gives `Task.seed`
     a new value at every draw.
     """
 
-    def __init__(self, make_task: Callable[[str, str, int], Task], names: Sequence[str]) -> None:
-        """`make_task`: task name, fold, seed -> the task. `names`: the environment's task names."""
+    def __init__(
+        self,
+        make_task: Callable[[str, str, int], Task],
+        names: Sequence[str],
+        *,
+        environment: str | None = None,
+    ) -> None:
+        """`make_task`: task name, fold, seed -> the task. `names`: the environment's task names.
+
+        `environment`: what a list in a file has to be for.
+        """
         self._make_task = make_task
         self._names = names
+        self._environment = environment
 
     def __call__(self, config: TaskSetConfig) -> list[Task]:
         """The list `config.name`, or the one in that file (*.json), filtered and cut.
@@ -36,7 +53,7 @@ class SeedTasks:
         Raises ValueError on an unknown list, task name or number of seeds.
         """
         if config.name.endswith(".json"):
-            return select_tasks(load_task_file(config.name), config)
+            return select_tasks(load_task_file(config.name, self._environment), config)
         fold, seeds = _seeds(config.name)
         tasks = [self._make_task(name, fold, seed) for name in self._names for seed in seeds]
         return select_tasks(tasks, config)
@@ -56,6 +73,11 @@ def _seeds(name: str) -> tuple[str, range]:
         )
     if not count:
         return fold, FOLDS[fold]
-    if not count.isascii() or not count.isdigit() or not 1 <= int(count) <= len(FOLDS[fold]):
-        raise ValueError(f"task list '{name}': the number of seeds is 1 to {len(FOLDS[fold])}")
-    return fold, FOLDS[fold][: int(count)]
+    match = _PART.fullmatch(count)
+    first, last = (int(match["first"] or 0), int(match["last"])) if match else (0, 0)
+    if not first < last <= len(FOLDS[fold]):
+        raise ValueError(
+            f"task list '{name}' is no part of {fold}; write {fold}:100 for its first 100 seeds or "
+            f"{fold}:100-200 for the next 100, up to {len(FOLDS[fold])}"
+        )
+    return fold, FOLDS[fold][first:last]

@@ -76,6 +76,7 @@ def check_env(
     """
     package = get_env_package(env)
     typed_options = package.parse_options(options or {})
+    package = package.configured(typed_options)
     package.check()
     problems = list(_prompt_problems(package, typed_options))
     tasks: list[Task] = []

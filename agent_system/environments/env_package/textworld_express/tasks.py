@@ -4,6 +4,7 @@
 |---|---|
 | train, dev, test | all 1,000 seeds of the fold for each of the eight games |
 | train:N, dev:N, test:N | the first N seeds of the fold for each game |
+| train:M-N, .. | its seeds from number M up to, not including, number N |
 
 The folds have no seed in common, and the simulator keeps objects and recipes apart between them.
 """
@@ -16,7 +17,9 @@ from agent_system.environments.seeds import SeedTasks
 from agent_system.types import Task
 
 _LISTS = SeedTasks(
-    lambda game, fold, seed: Task(game, {"game": game, "fold": fold, "seed": seed}), tuple(GAMES)
+    lambda game, fold, seed: Task(game, {"game": game, "fold": fold, "seed": seed}),
+    tuple(GAMES),
+    environment="textworld_express/TextWorldExpressEnv",
 )
 
 
