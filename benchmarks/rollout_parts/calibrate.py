@@ -16,6 +16,7 @@ from rollout_parts.session import (
     add_engine_arguments,
     generate_all,
     make_config,
+    open_model,
     open_session,
 )
 from rollout_parts.simulated import Latencies
@@ -30,7 +31,7 @@ SHORT = 4  # tokens; a response of that and a long one differ by decoding alone
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_engine_arguments(parser, seqs=128)
+    add_engine_arguments(parser, seqs=128, layers=0)
     parser.add_argument("--together", type=int, nargs="+", default=[1, 4, 16, 32, 64, 128])
     parser.add_argument("--steps", type=int, default=12, help="decoding steps of a measurement")
     parser.add_argument("--repeats", type=int, default=3, help="medians of so many")
@@ -38,10 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    config = make_config(options, ["data.max_prompt_length=960", "data.max_response_length=64"])
-    vocabulary = len(load_tokenizer(config.actor_rollout_ref.model))
-    with open_session(config) as session:
-        probe = Probe(session, vocabulary, options)
+    lengths = ["data.max_prompt_length=960", "data.max_response_length=64"]
+    with (
+        open_model(options) as model,
+        open_session(make_config(options, model, lengths)) as session,
+    ):
+        probe = Probe(session, options)
         probe.seconds(2, PROMPT_TOKENS, SHORT)  # warm up
         prefill_rate = (
             PREFILLED_PROMPTS
@@ -71,9 +74,10 @@ def run(options: argparse.Namespace) -> None:
 class Probe:
     """Times batches of random prompts."""
 
-    def __init__(self, session: Session, vocabulary: int, options: argparse.Namespace) -> None:
+    def __init__(self, session: Session, options: argparse.Namespace) -> None:
         self._session = session
-        self._vocabulary = vocabulary
+        tokenizer = load_tokenizer(session.config.actor_rollout_ref.model)
+        self._vocabulary = range(len(tokenizer))
         self._options = options
         self._random = random.Random(0)
         self._batches = 0
@@ -91,7 +95,7 @@ class Probe:
     def seconds(self, together: int, prompt: int, response: int) -> float:
         """Prompts and responses of so many tokens, `together` of them at once."""
         self._batches += 1
-        ids = [self._random.choices(range(self._vocabulary), k=prompt) for _ in range(together)]
+        ids = [self._random.choices(self._vocabulary, k=prompt) for _ in range(together)]
         sampling = SamplingParams(temperature=TEMPERATURE, max_tokens=response, seed=self._batches)
         name = f"batch {self._batches}"
         started = time.perf_counter()

@@ -17,7 +17,13 @@ from agent_system.adapters.verl import to_data_proto
 from agent_system.types import Trajectory
 from rollout_parts.replay import Games, open_games, sampling, sciworld_overrides
 from rollout_parts.report import Cell, show
-from rollout_parts.session import Session, add_engine_arguments, make_config, open_session
+from rollout_parts.session import (
+    Session,
+    add_engine_arguments,
+    make_config,
+    open_model,
+    open_session,
+)
 from rollout_parts.trainer import LocalTrainer
 from verl.config.root import PPOConfig
 from verl.protocol import DataProto
@@ -45,7 +51,7 @@ class Cost:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_engine_arguments(parser, seqs=8)
+    add_engine_arguments(parser, seqs=8, layers=10)
     parser.add_argument("--episodes", type=int, default=2, choices=range(1, len(TYPES) + 1))
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--history", type=int, default=5, help="turns shown in the turn context")
@@ -55,19 +61,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     types = TYPES[: options.episodes]
     overrides = sciworld_overrides("turn", types, options.turns, options.response_tokens)
-    config = make_config(
-        options,
-        [
-            *overrides,
-            f"env.context.history_length={options.history}",
-            f"data.max_prompt_length={TOKENS_AT_ONCE - options.response_tokens}",
-            f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={TOKENS_AT_ONCE}",
-            f"actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu={TOKENS_AT_ONCE}",
-            "actor_rollout_ref.actor.use_kl_loss=false",  # one model is enough to compare
-        ],
-    )
-    with open_session(config) as session, open_games(config) as games:
-        costs = [measure(session, games, with_context(config, kind)) for kind in KINDS]
+    overrides += [
+        f"env.context.history_length={options.history}",
+        f"data.max_prompt_length={TOKENS_AT_ONCE - options.response_tokens}",
+        f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={TOKENS_AT_ONCE}",
+        f"actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu={TOKENS_AT_ONCE}",
+        "actor_rollout_ref.actor.use_kl_loss=false",  # one model is enough to compare
+    ]
+    with open_model(options) as model:
+        config = make_config(options, model, overrides)
+        with open_session(config) as session, open_games(config) as games:
+            costs = [measure(session, games, with_context(config, kind)) for kind in KINDS]
     report(*costs)
 
 

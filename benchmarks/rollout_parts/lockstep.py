@@ -30,6 +30,7 @@ from rollout_parts.session import (
     Session,
     add_engine_arguments,
     make_config,
+    open_model,
     open_session,
 )
 from rollout_parts.trainer import LocalTrainer
@@ -149,7 +150,7 @@ class Played:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_engine_arguments(parser, seqs=16)
+    add_engine_arguments(parser, seqs=16, layers=10)
     parser.add_argument("--episodes", type=int, default=16, choices=range(2, len(TYPES) + 1),
                         metavar="N", help="spread over the lengths")  # fmt: skip
     parser.add_argument("--context", default="turn", choices=["turn", "trajectory"])
@@ -162,7 +163,12 @@ def run(options: argparse.Namespace) -> None:
     types = [TYPES[i] for i in spread]
     overrides = sciworld_overrides(options.context, types, 26, options.response_tokens)
     overrides += [f"env.context.history_length={options.history}", "data.max_prompt_length=4096"]
-    config = make_config(options, overrides)
+    with open_model(options) as model:
+        compare(make_config(options, model, overrides))
+
+
+def compare(config: PPOConfig) -> None:
+    """This project's rollout first, then the baseline's."""
     with open_session(config) as session, open_games(config) as games:
         ours = play(session, lambda policy: play_ours(policy, games, config))
         baseline = make_baseline(games, config, LocalTrainer(config))

@@ -9,24 +9,27 @@ import time
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import torch
 
 from agent_system.adapters.ray import max_model_len
 from verl.config.compose import compose_config
+from verl.config.model import ModelConfig
 from verl.config.root import PPOConfig
 from verl.utils.loop_thread import LoopThread
-from verl.workers.model_loading import load_causal_lm
+from verl.workers.model_loading import load_causal_lm, load_tokenizer
 from verl.workers.rollout.base import Generation, RolloutEngine, SamplingSettings, build_engine
 from verl.workers.weight_sync import WeightUpdate, pack_weights
 
 T = TypeVar("T")
 
 
-def add_engine_arguments(parser: argparse.ArgumentParser, *, seqs: int) -> None:
+def add_engine_arguments(parser: argparse.ArgumentParser, *, seqs: int, layers: int) -> None:
     parser.add_argument("--engine", default="auto", help="vllm, hf, or auto: vllm where installed")
     parser.add_argument("--model", default="smollm2", help="as actor_rollout_ref.model.path")
+    parser.add_argument("--layers", type=int, default=layers, help="only the first; 0: all")
     parser.add_argument(
         "--dtype", default="bfloat16", help="float32 or bfloat16, of engine and trainer"
     )
@@ -34,14 +37,31 @@ def add_engine_arguments(parser: argparse.ArgumentParser, *, seqs: int) -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
 
 
-def make_config(options: argparse.Namespace, overrides: Sequence[str]) -> PPOConfig:
-    """The preset `smollm2` with the engine of the command line and `overrides`."""
+@contextmanager
+def open_model(options: argparse.Namespace) -> Iterator[str]:
+    """The model of the command line, as a path: cut to its first layers it lasts as the block."""
+    if options.layers == 0:
+        yield options.model
+        return
+    whole = ModelConfig(path=options.model)
+    model = load_causal_lm(whole, torch.bfloat16)
+    trunk = model.get_decoder()
+    trunk.layers = trunk.layers[: options.layers]
+    model.config.num_hidden_layers = len(trunk.layers)
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        load_tokenizer(whole).save_pretrained(folder)
+        yield folder
+
+
+def make_config(options: argparse.Namespace, model: str, overrides: Sequence[str]) -> PPOConfig:
+    """The preset `smollm2` with the engine of the command line, a model's path and `overrides`."""
     _, config = compose_config(
         [
             f"actor_rollout_ref.rollout.name={options.engine}",
             f"actor_rollout_ref.rollout.dtype={options.dtype}",
             f"actor_rollout_ref.rollout.max_num_seqs={options.max_num_seqs}",
-            f"actor_rollout_ref.model.path={options.model}",
+            f"actor_rollout_ref.model.path={model}",
             f"actor_rollout_ref.actor.fsdp_config.mixed_precision={options.dtype}",
             f"trainer.cpu_threads_per_worker={options.threads}",
             *overrides,
