@@ -1,34 +1,20 @@
-"""The engine on vLLM: `AsyncLLM` on an event loop of its own, in front of vLLM's processes."""
+"""The engine on vLLM: an event loop of its own, and vLLM's processes behind it."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 import itertools
-import os
 import threading
-from collections.abc import (
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Coroutine,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from verl.config.actor import ActorRolloutRefConfig
 from verl.utils.loop_thread import LoopThread
-from verl.workers.rollout.base import (
-    ENGINES,
-    EngineDiedError,
-    Generation,
-    RolloutEngine,
-    SamplingSettings,
-)
+from verl.workers.rollout.base import ENGINES, Generation, RolloutEngine, SamplingSettings
 from verl.workers.rollout.vllm_rollout.arguments import engine_args, uses_sleep_mode
 from verl.workers.rollout.vllm_rollout.environment import vllm_environment
 from verl.workers.rollout.vllm_rollout.model_facts import (
@@ -36,7 +22,7 @@ from verl.workers.rollout.vllm_rollout.model_facts import (
     check_cpu_head_size,
     read_model_facts,
 )
-from verl.workers.rollout.vllm_rollout.weight_files import adapter_folder, weight_file, zeros
+from verl.workers.rollout.vllm_rollout.weight_files import weight_file, zeros
 from verl.workers.weight_sync import LoraAdapter, WeightUpdate
 from verl.workers.weight_sync.transport import resolve_transport, transport_environment
 
@@ -45,8 +31,6 @@ if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
 
 T = TypeVar("T")
-POLL_S = 0.2  # how soon a call to a dead engine is given up
-SHUTDOWN_S = 1  # what vLLM's processes have to end by themselves; then they are killed
 
 
 class VLLMRollout:
@@ -118,8 +102,8 @@ class VLLMRollout:
 
     def load_weights(self, update: WeightUpdate) -> None:
         self._facts.check(update.tensors)
-        with self._as_files(update) as path:  # written while running requests finish
-            self._submit(self._update, update, path).result()
+        with weight_file(update.tensors, update.adapter) as file:  # while running requests finish
+            self._submit(self._update, update, file).result()
 
     def transfer(self, stage: str, payload: Any) -> bool:
         """One stage of vLLM's own weight transfer; see `TransferReceiver.handle`."""
@@ -147,30 +131,21 @@ class VLLMRollout:
                 raise RuntimeError("the rollout engine is closed")
             return self._loop.submit(method(*args))
 
-    def _as_files(self, update: WeightUpdate):
-        if update.adapter is None:
-            return weight_file(update.tensors)
-        return adapter_folder(update.tensors, update.adapter)
-
     # --- the engine's event loop ----------------------------------------------------------------
 
     async def _start(self) -> None:
-        from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
-
+        from verl.workers.rollout.vllm_rollout.process import EngineProcess
         from verl.workers.weight_sync.receiver import TransferReceiver
 
-        self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._arguments))
+        self._process = await EngineProcess.start(self._arguments)
+        self._llm = self._process.llm
         self._receiver = TransferReceiver(self._llm)
-        await self._call(self._llm.update_weight_version("0"))
-        if self._arguments.get("distributed_executor_backend") != "ray":  # whose actors Ray ends
-            pids = os.getpid(), self._llm.engine_core.resources.engine_manager.processes[0].pid
-            await self._call(self._llm.collective_rpc("end_with_owner", args=pids))
+        await self._process.call(self._llm.update_weight_version("0"))
 
     async def _generate(self, prompt_ids: list[int], params: SamplingParams) -> Generation:
         from verl.workers.rollout.vllm_rollout.requests import to_generation
 
-        with self._engine_errors():
+        with self._process.errors():
             async for output in self._llm.generate(
                 {"prompt_token_ids": prompt_ids},
                 params,
@@ -184,83 +159,66 @@ class VLLMRollout:
         self._stats["cache_hit_tokens"] += last.num_cached_tokens
         return generation
 
-    async def _update(self, update: WeightUpdate, path: str) -> None:
+    async def _update(self, update: WeightUpdate, file: Path) -> None:
         async with self._updating:
-            if update.checksum is not None and update.adapter is None:
-                await self._compare_checksum(update, path)
+            if update.checksum is not None:
+                await self._compare_checksum(update, file)
             async with self._paused():
                 if update.adapter is None:
-                    await self._call(self._llm.collective_rpc("reload_from_file", args=(path,)))
+                    await self._process.rpc("reload_from_file", str(file))
                 else:
-                    await self._replace_adapter(path)
-                await self._call(self._llm.update_weight_version(str(update.version)))
+                    await self._replace_adapter(file.parent)
+                await self._process.call(self._llm.update_weight_version(str(update.version)))
 
-    async def _compare_checksum(self, update: WeightUpdate, path: str) -> None:
+    async def _compare_checksum(self, update: WeightUpdate, file: Path) -> None:
         """Of what the workers read: vLLM keeps weights fused and, on a CPU, re-packed."""
-        read = await self._call(self._llm.collective_rpc("checksum_of_file", args=(path,)))
+        read = await self._process.rpc("checksum_of_file", str(file))
         if any(checksum != update.checksum for checksum in read):
             raise RuntimeError(
                 f"the weights of version {update.version} did not arrive as the trainer sent them"
             )
 
-    async def _replace_adapter(self, path: str) -> None:
+    async def _replace_adapter(self, folder: Path) -> None:
         from vllm.lora.request import LoRARequest
 
-        adapter = {"lora_name": "policy", "lora_int_id": 1, "lora_path": path}
-        await self._call(self._llm.add_lora(LoRARequest(**adapter, load_inplace=True)))
+        adapter = {"lora_name": "policy", "lora_int_id": 1, "lora_path": str(folder)}
+        await self._process.call(self._llm.add_lora(LoRARequest(**adapter, load_inplace=True)))
         self._lora = LoRARequest(**adapter)
 
     @asynccontextmanager
     async def _paused(self) -> AsyncIterator[None]:
         """Running requests finish, new ones wait, and the prefix cache is emptied. An engine that
         may be left with half of the new weights is ended."""
-        await self._call(self._llm.pause_generation(mode="wait", clear_cache=True))
+        process, llm = self._process, self._llm
+        sleeps = await process.call(llm.is_sleeping())  # asked first: of a paused one it is true
+        await process.call(llm.pause_generation(mode="wait", clear_cache=True))
         try:
-            sleeps = await self._call(self._llm.is_sleeping())
             if sleeps:
-                await self._call(self._llm.wake_up(["weights"]))
+                await process.call(llm.wake_up(["weights"]))
             yield
             if sleeps:
-                await self._call(self._llm.wake_up(["kv_cache"]))
-            await self._call(self._llm.resume_generation())
+                await process.call(llm.wake_up(["kv_cache"]))
+            await process.call(llm.resume_generation())
         except Exception:
-            self._llm.shutdown(timeout=0)
+            process.end()
             raise
 
     async def _transfer(self, stage: str, payload: Any) -> bool:
-        return await self._call(self._receiver.handle(stage, payload))
+        return await self._process.call(self._receiver.handle(stage, payload))
 
     async def _sleep(self) -> None:
-        await self._call(self._llm.sleep(level=self._sleep_level, mode="wait"))
+        await self._process.call(self._llm.sleep(level=self._sleep_level, mode="wait"))
 
     async def _stop(self) -> None:
-        self._llm.shutdown(timeout=SHUTDOWN_S)
-        del self._llm, self._receiver
-
-    async def _call(self, call: Awaitable[T]) -> T:
-        """The result of a call to vLLM's process, which never answers when it dies."""
-        with self._engine_errors():
-            answer = asyncio.ensure_future(call)
-            while not (await asyncio.wait({answer}, timeout=POLL_S))[0]:
-                if self._llm.errored:
-                    answer.cancel()
-            return answer.result()
-
-    @contextmanager
-    def _engine_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (Exception, asyncio.CancelledError) as error:
-            if self._closed or self._llm.errored:
-                raise EngineDiedError("vLLM's engine does not serve any more") from error
-            raise
+        self._process.end()
+        del self._process, self._llm, self._receiver
 
 
 @ENGINES.register("vllm")
 def build_vllm_rollout(
     config: ActorRolloutRefConfig, device: str, max_model_len: int
 ) -> RolloutEngine:
-    """`VLLMRollout` of `config.model`. vLLM is imported here and not before.
+    """`VLLMRollout` of `config.model`.
 
     Raises:
         UserError: the model is missing or not one that vLLM runs on `device`.

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import TensorSpec, serialize_file
@@ -22,39 +23,32 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 @contextmanager
-def weight_file(weights: PackedWeights) -> Iterator[str]:
-    """The path of a safetensors file with `weights`, for as long as the context lasts."""
-    with _shared_folder() as folder:
-        path = folder / "model.safetensors"
-        _write(path, weights)
-        yield str(path)
+def weight_file(weights: PackedWeights, adapter: LoraAdapter | None = None) -> Iterator[Path]:
+    """A safetensors file with `weights`, for as long as the context lasts; with `adapter`, in a
+    folder as peft saves one."""
+    parent = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="rollout_weights_", dir=parent) as folder:
+        if adapter is not None:
+            settings = adapter_settings(weights, adapter)
+            Path(folder, "adapter_config.json").write_text(json.dumps(settings))
+        file = Path(folder, "adapter_model.safetensors")
+        _write(file, weights)
+        yield file
 
 
-@contextmanager
-def adapter_folder(weights: PackedWeights, adapter: LoraAdapter) -> Iterator[str]:
-    """A LoRA adapter as peft saves it, for as long as the context lasts."""
-    with _shared_folder() as folder:
-        _write(folder / "adapter_model.safetensors", weights)
-        settings = {
-            "peft_type": "LORA",
-            "r": adapter.rank,
-            "lora_alpha": adapter.alpha,
-            "target_modules": adapted_modules(weights),
-        }
-        (folder / "adapter_config.json").write_text(json.dumps(settings))
-        yield str(folder)
+def adapter_settings(weights: PackedWeights, adapter: LoraAdapter) -> dict[str, Any]:
+    """peft's description of an adapter."""
+    return {
+        "peft_type": "LORA",
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
+        "target_modules": adapted_modules(weights),
+    }
 
 
 def adapted_modules(weights: PackedWeights) -> list[str]:
     """The last parts of the names of the layers that have adapters, such as q_proj."""
     return sorted({name.split(".lora_")[0].rpartition(".")[2] for name in weights})
-
-
-@contextmanager
-def _shared_folder() -> Iterator[Path]:
-    parent = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
-    with tempfile.TemporaryDirectory(prefix="rollout_weights_", dir=parent) as folder:
-        yield Path(folder)
 
 
 def _write(path: Path, weights: PackedWeights) -> None:
