@@ -9,7 +9,9 @@ from typing import Any
 Range = tuple[int, int]
 _DOORS_AND_BAG: Mapping[str, Range] = {"includeDoors": (0, 1), "limitInventorySize": (0, 1)}
 
-# Per game the parameters of its generator, with the smallest and the largest value.
+# Per game the parameters of its generator, with the smallest and the largest value that it takes;
+# its documentation names some values beyond that. Not every combination gives a game (a map of two
+# places has none that are four apart).
 GAMES: Mapping[str, Mapping[str, Range]] = MappingProxyType(
     {
         "arithmetic": {},
@@ -21,7 +23,7 @@ GAMES: Mapping[str, Mapping[str, Range]] = MappingProxyType(
             **_DOORS_AND_BAG,
         },
         "mapreader": {
-            "numLocations": (1, 50),
+            "numLocations": (2, 48),
             "maxDistanceApart": (1, 8),
             "maxDistractorItemsPerLocation": (0, 3),
             **_DOORS_AND_BAG,
@@ -34,7 +36,7 @@ GAMES: Mapping[str, Mapping[str, Range]] = MappingProxyType(
             "verbose": (0, 1),
         },
         "sorting": {},
-        "twc": {"numLocations": (1, 3), "numItemsToPutAway": (1, 10), **_DOORS_AND_BAG},
+        "twc": {"numLocations": (1, 3), "numItemsToPutAway": (1, 4), **_DOORS_AND_BAG},
     }
 )
 

@@ -53,9 +53,17 @@ class Simulator:
     def start(
         self, game: str, params: str, fold: str, seed: int, *, gold_path: bool = False
     ) -> GameAnswer:
-        """Start a game. Raises ValueError when the simulator refuses the game or its parameters."""
+        """Start a game. Raises ValueError when these parameters and seed give none."""
+        from py4j.protocol import Py4JJavaError
+
         self._server = self._generator(game, params)
-        return _answer(self._server.generateNewGameJSON(seed, fold, gold_path))
+        try:
+            return _answer(self._server.generateNewGameJSON(seed, fold, gold_path))
+        except Py4JJavaError as error:
+            raise ValueError(
+                f"TextWorldExpress finds no {game} with '{params}' and seed {seed}: "
+                f"{error.java_exception.getMessage()}"
+            ) from error
 
     def step(self, command: str) -> GameAnswer:
         """Play a command."""

@@ -1,0 +1,117 @@
+"""Environments of one's own, and all built-in ones, through the contract test kit."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agent_system.config import PoolConfig
+from agent_system.environments.testing import check_env
+from agent_system.types import Task
+
+REPO = Path(__file__).parents[2]
+WRAPPERS = "agent_system.environments.env_package.gymnasium_text.wrappers"
+
+
+@pytest.fixture(autouse=True)
+def in_a_clone(monkeypatch):
+    monkeypatch.syspath_prepend(REPO)
+
+
+def halving(task, info):
+    """The commands that find every number: higher or lower halves what is left."""
+    from examples.custom_env.guess import GuessNumber
+
+    game = GuessNumber()
+    game.start(Task(**{"name": task.name, "options": task.options}))
+    low, high, path = 1, 8, []
+    while not path or path[-1] != game.secret:
+        path.append(str((low + high) // 2))
+        low, high = (
+            (int(path[-1]) + 1, high) if path[-1] < game.secret else (low, int(path[-1]) - 1)
+        )
+    return path
+
+
+def test_the_example_keeps_the_contract_and_is_short():
+    report = check_env(
+        "examples.custom_env.guess:PACKAGE",
+        task_lists=("train", "dev", "test"),
+        tasks_per_list=4,
+        gold_path=halving,
+        is_refusal=lambda text: text.startswith("That is no number"),
+    )
+    assert report.gold_paths == 12
+    source = (REPO / "examples/custom_env/guess.py").read_text().splitlines()
+    assert len([line for line in source if line.strip()]) <= 30
+
+
+def test_frozen_lake_keeps_the_contract():
+    report = check_env(
+        "gymnasium/TextEnv",
+        {
+            "id": "FrozenLake-v1",
+            "kwargs": {"is_slippery": False},
+            "wrapper": f"{WRAPPERS}:FrozenLakeText",
+        },
+        # the published 4x4 map: SFFF FHFH FFFH HFFG
+        gold_path=lambda task, info: ["down", "down", "right", "right", "down", "right"],
+        is_refusal=lambda text: text.startswith("The commands are"),
+    )
+    assert report.gold_paths == 2
+
+
+@pytest.mark.parametrize("slippery_map", [{"is_slippery": True}, {"map_name": "8x8"}])
+def test_slippery_lakes_keep_the_contract(slippery_map):
+    check_env(
+        "gymnasium/TextEnv",
+        {
+            "id": "FrozenLake-v1",
+            "kwargs": slippery_map,
+            "wrapper": f"{WRAPPERS}:FrozenLakeText",
+            "wrapper_kwargs": {"random_maps": True},
+        },
+    )
+
+
+def test_blackjack_keeps_the_contract():
+    check_env("gymnasium/TextEnv", {"id": "Blackjack-v1", "wrapper": f"{WRAPPERS}:BlackjackText"})
+
+
+@pytest.mark.slow
+def test_scienceworld_keeps_the_contract():
+    pytest.importorskip("scienceworld")
+    report = check_env(
+        "sciworld/SciWorldEnv",
+        {"admissible_actions": True, "gold_path": True},
+        task_lists=("L0_train", "L1_test"),
+        tasks_per_list=1,
+        steps=4,
+        waiting_steps=12,
+        idle_action="wait",
+        repeatable_steps=False,  # its texts and intermediate scores are not
+        pool=PoolConfig(reset_timeout_s=120.0),
+    )
+    assert report.gold_paths == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_example_trains_from_one_command(tmp_path):
+    folder = tmp_path / "run"
+    run = subprocess.run(
+        [
+            *(sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", "custom_env"),
+            f"trainer.default_local_dir={folder}",
+        ],
+        cwd=REPO,
+        env={**os.environ, "PYTHONPATH": str(REPO), "WANDB_MODE": "offline"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) >= 2
+    assert (folder / "global_step_2").is_dir()
