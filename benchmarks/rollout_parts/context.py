@@ -82,13 +82,13 @@ def with_context(config: PPOConfig, kind: str) -> PPOConfig:
 def measure(session: Session, games: Games, config: PPOConfig) -> Cost:
     """One rollout, one pass for the old log-probs, one update."""
     session.forget()
-    before = session.counted()
+    before = session.engine.stats()
     started = time.perf_counter()
     trajectories = session.run(
         games.collector(config).collect_all(session.engine, games.episodes, sampling(config), 0)
     )
     rollout_s = time.perf_counter() - started
-    after = session.counted()
+    after = session.engine.stats()
     batch = make_batch(trajectories, config)
     trainer = LocalTrainer(config)
     started = time.perf_counter()

@@ -198,11 +198,11 @@ def make_baseline(games: Games, config: PPOConfig, trainer: LocalTrainer) -> Loc
 def play(session: Session, rollout: Callable) -> Played:
     """Time `rollout(policy)` with empty caches."""
     session.forget()
-    before, meter = session.counted(), EngineMeter(session.engine)
+    before, meter = session.engine.stats(), EngineMeter(session.engine)
     started = time.perf_counter()
     turns = session.run(rollout(meter))
     seconds = time.perf_counter() - started
-    after = session.counted()
+    after = session.engine.stats()
     return Played(
         seconds,
         seconds - meter.busy_s,

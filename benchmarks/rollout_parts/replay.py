@@ -7,15 +7,13 @@ says. Prompts, sampled tokens and environment steps are as real and as many as e
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from agent_system.adapters.ray import build_prompts, load_tasks, prompt_budget
-from agent_system.environments.env_package.sciworld.simulator import find_java
+from agent_system.environments.env_package.sciworld.gold import gold_paths
 from agent_system.environments.pool import EnvPool
 from agent_system.interfaces import AsyncEnv
 from agent_system.multi_turn_rollout import TrajectoryCollector
@@ -85,32 +83,12 @@ def open_games(config: PPOConfig) -> Iterator[Games]:
     pool_config = replace(config.env.pool, slots_per_worker=len(tasks), log_dir=None)
     pool = EnvPool(config.env.env_name, config.env.options, pool_config)
     try:
-        solutions = solve(tasks, config.env.options["simplification"])
+        solutions = gold_paths(tasks, config.env.options["simplification"])
         scripts = {key: actions[: config.env.max_steps] for key, actions in solutions.items()}
         episodes = [Episode(task, task.name, f"{task.name}/0") for task in tasks]
         yield Games(episodes, ReplayPool(pool, scripts))
     finally:
         pool.close()
-
-
-def solve(tasks: Sequence[Task], simplification: str) -> dict[str, list[str]]:
-    """ScienceWorld's own solution of each task, by its key. About half a second each."""
-    from scienceworld import ScienceWorldEnv
-
-    # the package starts whatever `java` is first on the path
-    os.environ["PATH"] = os.pathsep.join([str(Path(find_java()).parent), os.environ["PATH"]])
-    simulator = ScienceWorldEnv("", None)
-    try:
-        return {task.key: _solution(simulator, task, simplification) for task in tasks}
-    finally:
-        simulator.close()
-
-
-def _solution(simulator: Any, task: Task, simplification: str) -> list[str]:
-    name, variation = task.options["task_name"], task.options["variation"]
-    simulator.load(name, variation, simplification, generateGoldPath=True)
-    simulator.reset()
-    return list(simulator.get_gold_action_sequence())
 
 
 def sampling(config: PPOConfig) -> SamplingParams:

@@ -19,7 +19,7 @@ from verl.config.compose import compose_config
 from verl.config.model import ModelConfig
 from verl.config.root import PPOConfig
 from verl.utils.loop_thread import LoopThread
-from verl.workers.model_loading import load_causal_lm, load_tokenizer
+from verl.workers.model_loading import load_causal_lm, load_tokenizer, resolve_dtype
 from verl.workers.rollout.base import Generation, RolloutEngine, SamplingSettings, build_engine
 from verl.workers.weight_sync import WeightUpdate, pack_weights
 
@@ -105,7 +105,8 @@ class Session:
         self.engine = engine
         self._loop = loop
         policy = config.actor_rollout_ref
-        model = load_causal_lm(policy.model, torch.float32)
+        dtype = resolve_dtype(policy.rollout.dtype, auto=torch.float32)
+        model = load_causal_lm(policy.model, dtype)
         self._weights = pack_weights(model.state_dict())
         self._version = 0
 
@@ -117,14 +118,13 @@ class Session:
         self._version += 1
         self.engine.load_weights(WeightUpdate(self._version, self._weights))
 
-    def counted(self) -> dict[str, float]:
-        """The engine's counters since its start."""
-        return self.engine.stats()
-
 
 @contextmanager
 def open_session(config: PPOConfig) -> Iterator[Session]:
+    """The configured engine, started and holding the model's weights."""
     torch.set_num_threads(config.trainer.cpu_threads_per_worker)
+    # vLLM computes in processes of its own, which inherit this
+    os.environ["OMP_NUM_THREADS"] = str(config.trainer.cpu_threads_per_worker)
     engine = build_engine(config.actor_rollout_ref, "cpu", max_model_len(config))
     try:
         engine.start()
