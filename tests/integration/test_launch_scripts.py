@@ -160,7 +160,7 @@ def clone(tmp_path):
     binaries.mkdir(parents=True)
     for path, text in (
         (root / "examples" / "setup_env.sh", 'echo "setup $*" >&2'),
-        (binaries / "alfworld-download", "echo download >&2"),
+        (binaries / "alfworld-download", 'echo "download $*" >&2'),
         (binaries / "python", f'exec {sys.executable} "$@"'),
     ):
         path.write_text(f"#!/usr/bin/env bash\n{text}\n")
@@ -169,27 +169,66 @@ def clone(tmp_path):
 
 
 @pytest.mark.slow
-def test_instructions_set_up_and_then_train(clone, monkeypatch):
-    script = "instruct_to_run_sciworld.sh"
+@pytest.mark.parametrize(
+    ("environment", "steps"),
+    [("sciworld", []), ("alfworld", ["download --data-dir {data}"])],
+)
+def test_instructions_set_up_and_then_train(clone, monkeypatch, environment, steps):
+    script = f"instruct_to_run_{environment}.sh"
     shutil.copy(ROOT / script, clone)
+    data = clone / "games"
+    monkeypatch.setenv("ALFWORLD_DATA", str(data))
     monkeypatch.setenv("EXTRAS", "flash-attn")
     monkeypatch.setenv("ALGO", "grpo")
     done = run("bash", clone / script, "org/model", "--seed", "4", "--dry_run", cwd=clone.parent)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == "setup sciworld,flash-attn,vllm\n"
+    said = [f"setup {environment},flash-attn,vllm", *(step.format(data=data) for step in steps)]
+    assert done.stderr.splitlines() == said
     config = OmegaConf.create(done.stdout)
+    assert config.env.env_name.startswith(environment)
     assert config.actor_rollout_ref.rollout.name == "vllm"
     assert config.actor_rollout_ref.model.path == "org/model"
     assert (config.trainer.seed, config.algorithm.adv_estimator) == (4, "grpo")
 
 
-def test_alfworld_instructions_stop_before_the_download(clone):
+@pytest.mark.slow
+@pytest.mark.parametrize("present", ["logic/alfred.twl2", "generated.json"])
+def test_games_that_are_there_are_not_downloaded(clone, monkeypatch, present):
     shutil.copy(ROOT / "instruct_to_run_alfworld.sh", clone)
+    marker = clone / "games" / present
+    marker.parent.mkdir(parents=True)
+    marker.touch()
+    monkeypatch.setenv("ALFWORLD_DATA", str(clone / "games"))
+    monkeypatch.setenv("ENGINE", "hf")
+    done = run("bash", clone / "instruct_to_run_alfworld.sh", "m", "--dry_run", cwd=clone.parent)
+    assert (done.returncode, done.stderr) == (0, "setup alfworld\n")
+    assert OmegaConf.create(done.stdout).actor_rollout_ref.rollout.name == "hf"
+
+
+def test_a_failed_download_names_the_generator(clone, monkeypatch):
+    shutil.copy(ROOT / "instruct_to_run_alfworld.sh", clone)
+    (clone / ".venv" / "bin" / "alfworld-download").write_text("#!/usr/bin/env bash\nexit 1\n")
+    monkeypatch.setenv("ALFWORLD_DATA", str(clone / "games"))
     done = run("bash", clone / "instruct_to_run_alfworld.sh", cwd=clone.parent)
     assert done.returncode == 2
-    setup, refusal = done.stderr.splitlines()
+    assert "env_package.alfworld.generate --out <folder>" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("arguments", "estimator"), [([], "gae"), (["grpo"], "grpo")])
+def test_the_cpu_run_makes_games_and_then_trains(clone, arguments, estimator):
+    python = clone / ".venv" / "bin" / "python"
+    python.write_text('#!/usr/bin/env bash\necho "python $*" >&2\n')
+    script = clone / "examples" / "alfworld_cpu.sh"
+    done = run("env", "-u", "ALFWORLD_DATA", "bash", script, *arguments, "a.b=1", cwd=clone.parent)
+    assert done.returncode == 0, done.stderr
+    setup, games, training = done.stderr.splitlines()
     assert setup == "setup alfworld"
-    assert "ALFWorld environment" in refusal and "not part of this version yet" in refusal
+    assert f"alfworld.generate --out {clone}/runs/alfworld_games --games 60" in games
+    assert "verl.trainer.main_ppo --config-name alfworld_small" in training
+    assert training.endswith("a.b=1")
+    algorithm = training.partition(" algo=")[2].split()[0]
+    preset = OmegaConf.load(ROOT / "verl" / "trainer" / "config" / "algo" / f"{algorithm}.yaml")
+    assert preset.algorithm.adv_estimator == estimator
 
 
 def test_set_up_needs_a_recent_python(tmp_path):
