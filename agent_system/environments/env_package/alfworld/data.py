@@ -18,6 +18,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ def list_games(data_dir: Path, split: str) -> list[GameEntry]:
         _save_index(folder, fingerprint, games)
     if not games:
         raise ValueError(no_games_message(data_dir, split))
-    _report(games, split, folder)
+    _report(folder, len(games), sum(not game.is_present for game in games))
     return games
 
 
@@ -137,20 +138,21 @@ def _save_index(folder: Path, fingerprint: str, games: Sequence[GameEntry]) -> N
         logger.debug("the list of games is not kept: %s", error)  # a read-only folder
 
 
-def _report(games: Sequence[GameEntry], split: str, folder: Path) -> None:
-    if len(games) != OFFICIAL_COUNTS[split]:
+@cache  # said once, however often the list is asked for
+def _report(folder: Path, found: int, older: int) -> None:
+    published = OFFICIAL_COUNTS[folder.name]
+    if found != published:
         logger.info(
             "%d solvable ALFWorld games in %s; the published data set has %d",
-            len(games),
+            found,
             folder,
-            OFFICIAL_COUNTS[split],
+            published,
         )
-    older = sum(not game.is_present for game in games)
     if older:
         logger.info(
             "%d of the %d games in %s have an older grammar ('put X in/on Y'); they are played "
             "with the installed one ('move X to Y')",
             older,
-            len(games),
+            found,
             folder,
         )

@@ -19,6 +19,7 @@ from agent_system.environments.env_package.alfworld.scene import (
     Scene,
     Thing,
     read_scene,
+    readable_names,
 )
 
 
@@ -44,31 +45,34 @@ TWO_OBJECTS = "pick_two_obj_and_place"
 Action = tuple[str, tuple[str, ...]]
 
 
-def gold_path(game_file: Path, simulator: Any) -> list[str]:
-    """The commands that win the game, checked by playing it in `simulator`.
+def gold_path(game_file: Path) -> list[str]:
+    """The commands that win the game, from its two files; nothing is played.
 
-    Raises RuntimeError when they do not win with the last command.
+    Raises ValueError when the game cannot be read, OSError without its traj_data.json.
     """
-    data = read_game(game_file)
+    problem = read_game(game_file)["pddl_problem"]
     trajectory = json.loads(game_file.with_name("traj_data.json").read_text(encoding="utf-8"))
-    return play_gold(read_scene(data["pddl_problem"], trajectory), data, simulator)
+    return commands(read_scene(problem, trajectory), problem)
 
 
-def play_gold(scene: Scene, data: Mapping[str, Any], simulator: Any) -> list[str]:
-    """`gold_path` of a game that is not in a file."""
-    simulator.load(data)
-    names = {name: info.name for name, info in simulator.unwrapped._entity_infos.items()}
-    commands = [
+def commands(scene: Scene, pddl_problem: str) -> list[str]:
+    """The plan of a scene in the game's words."""
+    names = readable_names(pddl_problem)
+    return [
         template.format(*(names[name.lower()] for name in identifiers))
         for template, identifiers in plan(scene)
     ]
+
+
+def check_win(path: Sequence[str], data: Mapping[str, Any], simulator: Any) -> None:
+    """Play a game. Raises RuntimeError when it is not won exactly with the last command."""
+    simulator.load(data)
     won = [bool(simulator.reset()["won"])]
-    for command in commands:
+    for command in path:
         state, _, _ = simulator.step(command)
         won.append(bool(state["won"]))
-    if won != [False] * len(commands) + [True]:
-        raise RuntimeError(f"the commands {commands} do not win {scene.goal} with the last one")
-    return commands
+    if won != [False] * len(path) + [True]:
+        raise RuntimeError(f"the commands {path} do not win with the last one, but: {won}")
 
 
 def plan(scene: Scene) -> list[Action]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -57,8 +58,7 @@ def read_scene(pddl_problem: str, trajectory: Mapping[str, Any]) -> Scene:
 
     Raises KeyError when a part is missing.
     """
-    initial = pddl_problem.partition("(:init")[2].partition("(:goal")[0]
-    facts = _FACT.findall(initial)
+    facts = _facts(pddl_problem)
     type_of = {a: b.removesuffix("Type") for fact, a, b in facts if fact.endswith("Type")}
     location_of = {a: b for fact, a, b in facts if fact == "receptacleAtLocation"}
     openable = {a for fact, a, _ in facts if fact == "openable"}
@@ -70,6 +70,29 @@ def read_scene(pddl_problem: str, trajectory: Mapping[str, Any]) -> Scene:
         Thing(type_of[a], a, receptacles[b]) for fact, a, b in facts if fact == "inReceptacle"
     ]
     return Scene(tuple(receptacles.values()), tuple(things), _goal(trajectory))
+
+
+def readable_names(pddl_problem: str) -> dict[str, str]:
+    """Identifiers in lower case -> what the game calls them, such as "mug 2".
+
+    ALFWorld numbers the things of one kind downwards in the order of their identifiers.
+    """
+    kinds: dict[str, list[str]] = defaultdict(list)
+    identifiers = {name.lower() for _, *names in _facts(pddl_problem) for name in names}
+    for name in sorted(identifiers):
+        kind, found, _ = name.partition("_bar_")
+        if found:
+            kinds[kind + "basin" * ("basin" in name)].append(name)
+    return {
+        name: f"{kind} {len(names) - place}"
+        for kind, names in kinds.items()
+        for place, name in enumerate(names)
+    }
+
+
+def _facts(pddl_problem: str) -> list[tuple[str, str, str]]:
+    """(predicate, first argument, second one or "") of the start of the game."""
+    return _FACT.findall(pddl_problem.partition("(:init")[2].partition("(:goal")[0])
 
 
 def _goal(trajectory: Mapping[str, Any]) -> Goal:

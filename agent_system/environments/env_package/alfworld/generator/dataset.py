@@ -32,7 +32,7 @@ from agent_system.environments.env_package.alfworld.generator.rooms import (
     draw_rooms,
 )
 from agent_system.environments.env_package.alfworld.generator.scenes import draw_scene
-from agent_system.environments.env_package.alfworld.gold import play_gold
+from agent_system.environments.env_package.alfworld.gold import check_win, commands
 from agent_system.environments.env_package.alfworld.scene import Scene
 from agent_system.environments.env_package.alfworld.speedups import speedups
 
@@ -130,7 +130,8 @@ def _make(
         return False  # written whole by an earlier, interrupted call
     parts = (game.room, game.scene, game.sentence, game.trial)
     data = game_data(*parts)
-    data["walkthrough"] = play_gold(game.scene, data, simulator)
+    data["walkthrough"] = commands(game.scene, data["pddl_problem"])
+    check_win(data["walkthrough"], data, simulator)
     _write_game(folder, json.dumps(data), trajectory_data(*parts))
     return True
 
