@@ -7,7 +7,7 @@ import pytest
 
 from agent_system.environments.env_package.sciworld.build_variations import read_variations
 from agent_system.environments.env_package.sciworld.env import SciWorldEnv
-from agent_system.environments.env_package.sciworld.options import SciWorldOptions
+from agent_system.environments.env_package.sciworld.options import PRESETS, SciWorldOptions
 from agent_system.environments.env_package.sciworld.rename import Renaming
 from agent_system.environments.env_package.sciworld.tasks import VARIATIONS_FILE
 
@@ -116,6 +116,32 @@ def test_a_start_is_clean_and_the_same_every_time(env, task):
     assert "glass cup" not in kitchen[2][0]
 
 
+def test_simplifications_have_the_effects_of_their_names():
+    def effects(simplification):
+        env = SciWorldEnv(SciWorldOptions(simplification=simplification, admissible_actions=True))
+        try:
+            doors, info = start(env, *LIVING)
+            teleport, kitchen = (
+                step[0] for step in play(env, ["teleport to kitchen", "look around"])
+            )
+            return {
+                "teleportAction": teleport.startswith("You teleport"),
+                "openDoors": "(that is open)" in doors and "(that is closed)" not in doors,
+                "openContainers": "fridge door is open" in kitchen,
+                "noElectricalAction": not any(
+                    action.startswith("connect") for action in info["admissible_actions"]
+                ),
+            }
+        finally:
+            env.close()
+
+    everything = ",".join(PRESETS[1:])
+    assert set(effects(everything).values()) == {True}
+    assert set(effects("").values()) == {False}
+    assert effects("easy") == {**effects(everything), "openContainers": False}
+    assert effects("openDoors") == {**effects(""), "openDoors": True}
+
+
 def test_an_unknown_task_is_refused(env):
     with pytest.raises(ValueError, match=r"unknown task 'find-gold'; available: .*boil"):
         start(env, "find-gold", 0)
@@ -161,6 +187,17 @@ def test_admissible_actions_are_accepted():
         assert {"look around", "teleport to kitchen"} <= set(info["admissible_actions"])
         answers = [env.step(command)[0] for command in info["admissible_actions"][:10]]
         assert not any(answer.startswith("No known action") for answer in answers)
+    finally:
+        env.close()
+
+
+def test_a_reset_can_bring_the_gold_path():
+    env = SciWorldEnv(SciWorldOptions(observation="compact", rename=True, gold_path=True))
+    try:
+        for seed in (0, 5):
+            _, info = start(env, *LIVING, seed=seed)
+            last = play(env, info["gold_path"])[-1]
+            assert (last[4]["score"], last[4]["success"]) == (100, True)
     finally:
         env.close()
 

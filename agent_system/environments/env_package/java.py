@@ -29,6 +29,18 @@ def find_java(remedy: str) -> str:
     return java
 
 
+def connect(port: int, process: Any = None) -> Any:
+    """The gateway to the Java process that listens on `port`; what it prints is dropped there."""
+    from py4j.java_gateway import GatewayParameters, JavaGateway
+
+    parameters = GatewayParameters(auto_field=True, port=port)
+    gateway = JavaGateway(gateway_parameters=parameters, java_process=process)
+    java = gateway.jvm.java
+    silence = java.io.PrintStream(java.io.OutputStream.nullOutputStream())
+    java.lang.System.setOut(silence)
+    return gateway
+
+
 @dataclass(frozen=True)
 class JavaProcess:
     """A Java process that ends when this process ends. `jvm`: its classes, by dotted name."""
@@ -44,7 +56,7 @@ class JavaProcess:
 
         What it prints is dropped in Java: this process would otherwise read every line of it.
         """
-        from py4j.java_gateway import GatewayParameters, JavaGateway, launch_gateway
+        from py4j.java_gateway import launch_gateway
 
         port, process = launch_gateway(
             classpath=jar,
@@ -55,12 +67,7 @@ class JavaProcess:
             cwd=folder,
             return_proc=True,
         )
-        parameters = GatewayParameters(auto_field=True, port=port)
-        gateway = JavaGateway(gateway_parameters=parameters, java_process=process)
-        java_classes = gateway.jvm.java
-        silence = java_classes.io.PrintStream(java_classes.io.OutputStream.nullOutputStream())
-        java_classes.lang.System.setOut(silence)
-        return cls(gateway, process)
+        return cls(connect(port, process), process)
 
     @property
     def jvm(self) -> Any:

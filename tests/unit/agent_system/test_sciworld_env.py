@@ -29,7 +29,7 @@ class ScriptedSimulator:
         }
     )
 
-    def __init__(self, **_):
+    def __init__(self, options, **_):
         self.commands = []
 
     def start(self, *task):
@@ -67,7 +67,7 @@ def play(monkeypatch):
 
 def test_reset_starts_the_task(play):
     env, (text, info), _ = play()
-    assert env._simulator.started == ("find-animal", 3, "easy")
+    assert env._simulator.started == ("find-animal", 3)
     assert text == HALL
     assert info["task_text"] == ScriptedSimulator.task_text
     assert (info["score"], info["success"], info["moves"]) == (0, False, 0)

