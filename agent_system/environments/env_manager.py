@@ -103,7 +103,7 @@ def _manager(
     slots = replace(config.pool, slots_per_worker=tasks * group_size)
     envs = PoolVectorEnv(
         EnvPool(config.env_name, config.options, slots),
-        TaskSampler(listed, config.seed),
+        TaskSampler(listed, config.seed, weights=task_sets[0].weights),
         group_size,
     )
     manager = _MANAGERS.get(config.env_name, TextEnvironmentManager)
