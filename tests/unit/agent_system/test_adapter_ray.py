@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import threading
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from verl.config.root import PPOConfig
 from verl.config.trainer import RunConfig
 from verl.utils.errors import UserError
 from verl.utils.loop_thread import LoopThread
+from verl.workers.rollout.supervised import EngineGaveUpError
 
 
 def make_config(**env):
@@ -212,3 +214,43 @@ def test_a_started_worker_logs_to_the_run_folder(tmp_path, clean_logging):
 
 def test_a_worker_that_never_started_can_be_closed():
     RolloutWorker(make_config(), rank=0, num_workers=1, device="cpu").close()
+
+
+def test_an_engine_that_gave_up_is_a_sentence_with_a_remedy(tmp_path):
+    class GivenUp:
+        def sleep(self):
+            raise EngineGaveUpError("it died and cannot be restarted (no memory)")
+
+        def load_weights(self, update):
+            self.sleep()
+
+    config = make_config()
+    config.trainer = RunConfig(default_local_dir=str(tmp_path))
+    worker = RolloutWorker(config, rank=1, num_workers=2, device="cpu")
+    worker._engine = GivenUp()
+    for action in (worker.sleep, lambda: worker.update_weights(None)):
+        with pytest.raises(UserError) as caught:
+            action()
+        message = str(caught.value)
+        assert message.startswith("the engine of rollout_001 failed: it died and cannot be")
+        assert str(tmp_path / "rollout_001.log") in message
+        assert "max_num_seqs" in message and "resumes from the last checkpoint" in message
+
+
+def test_a_running_rollout_is_cancelled_from_another_thread(loop):
+    """What `RolloutWorker.cancel` relies on."""
+
+    async def stuck():
+        yield 1
+        await asyncio.sleep(60)
+
+    stream = loop.stream(stuck())
+    assert next(stream) == 1
+    threading.Timer(0.1, loop.cancel).start()
+    with pytest.raises(CancelledError):
+        next(stream)
+    assert list(loop.stream(count([]))) == [0, 1, 2]  # the loop goes on
+
+
+def test_a_worker_that_never_started_has_nothing_to_cancel():
+    RolloutWorker(make_config(), rank=0, num_workers=1, device="cpu").cancel()
