@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agent_system.config import PoolConfig
+from agent_system.config import PoolConfig, TaskSetConfig
 from agent_system.environments.testing import check_env
 from agent_system.types import Task
 
@@ -86,7 +86,10 @@ def test_scienceworld_keeps_the_contract():
     report = check_env(
         "sciworld/SciWorldEnv",
         {"admissible_actions": True, "gold_path": True},
-        task_lists=("L0_train", "L1_test"),
+        task_lists=(
+            TaskSetConfig("L0_train", tasks=["find-animal"]),
+            TaskSetConfig("L1_test", tasks=["lifespan-longest-lived"]),
+        ),
         tasks_per_list=1,
         steps=4,
         waiting_steps=12,

@@ -41,6 +41,11 @@ def connect(port: int, process: Any = None) -> Any:
     return gateway
 
 
+def sendable(action: str) -> str:
+    """`action` on one line, in characters that py4j can send (half a surrogate pair it cannot)."""
+    return " ".join(action.split()).encode("utf-8", "replace").decode()
+
+
 @dataclass(frozen=True)
 class JavaProcess:
     """A Java process that ends when this process ends. `jvm`: its classes, by dotted name."""

@@ -9,6 +9,7 @@ from typing import IO, Any
 
 import gymnasium
 
+from agent_system.environments.env_package.java import sendable
 from agent_system.environments.env_package.sciworld.options import SciWorldOptions
 from agent_system.environments.env_package.sciworld.rename import Renaming
 from agent_system.environments.env_package.sciworld.simulator import Simulator
@@ -76,7 +77,7 @@ class SciWorldEnv(gymnasium.Env[str, str]):
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Play one command."""
-        command = self._renaming.invert(" ".join(action.split()))
+        command = self._renaming.invert(sendable(action))
         if command.lower() == RESET_COMMAND:
             return self._observe(INVALID_ANSWER)
         answer = self._simulator.step(command)

@@ -9,6 +9,7 @@ from typing import IO, Any
 
 import gymnasium
 
+from agent_system.environments.env_package.java import sendable
 from agent_system.environments.env_package.textworld_express.options import (
     TextWorldExpressOptions,
 )
@@ -69,7 +70,9 @@ class TextWorldExpressEnv(gymnasium.Env[str, str]):
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Play one command."""
-        answer = self._simulator.step(_as_command(action))
+        # what is too long for a command is none
+        command = sendable(action) if len(action) <= MAX_COMMAND_CHARS else ""
+        answer = self._simulator.step(command)
         reward, self._score = float(answer.score - self._score), answer.score
         return answer.text, reward, answer.success or answer.failed, False, self._info(answer)
 
@@ -87,13 +90,6 @@ class TextWorldExpressEnv(gymnasium.Env[str, str]):
         if self._options.admissible_actions:
             info["admissible_actions"] = answer.valid_actions
         return info
-
-
-def _as_command(action: str) -> str:
-    """One line of text that can be sent; what is too long for a command is none."""
-    if len(action) > MAX_COMMAND_CHARS:
-        return ""
-    return " ".join(action.split()).encode("utf-8", "replace").decode()
 
 
 def _coordinates(options: Mapping[str, Any] | None) -> tuple[str, str, int]:
