@@ -139,9 +139,9 @@ def measure(config: PPOConfig, replicas: int, options: argparse.Namespace) -> Lo
     )  # fmt: skip
     try:
         group.wait_until_started()
-        warm_up = make_episodes(replicas, "warm_up")
+        warm_up = make_episodes(replicas, 1, "warm_up")
         group.collect(warm_up, SamplingParams(max_tokens=24), seed=0)
-        episodes = make_episodes(replicas * options.episodes, "walk")
+        episodes = make_episodes(replicas, options.episodes, "walk")
         loads = [
             collect(group, episodes, options.response_tokens, seed)
             for seed in range(options.repeats)
@@ -151,10 +151,13 @@ def measure(config: PPOConfig, replicas: int, options: argparse.Namespace) -> Lo
     return sorted(loads, key=lambda load: load.seconds)[len(loads) // 2]
 
 
-def make_episodes(count: int, name: str) -> list[Episode]:
-    """Lengths in equal parts; each episode is a group of its own."""
+def make_episodes(replicas: int, per_replica: int, name: str) -> list[Episode]:
+    """Groups of one episode. Dealt in turn, every replica gets the same mixture of lengths."""
     tasks = task_sets(TaskSetConfig(name=name))
-    return [Episode(tasks[i % len(tasks)], f"{name}-{i}", f"{name}-{i}/0") for i in range(count)]
+    return [
+        Episode(tasks[i // replicas % len(tasks)], f"{name}-{i}", f"{name}-{i}/0")
+        for i in range(replicas * per_replica)
+    ]
 
 
 def collect(group: RolloutGroup, episodes: list[Episode], tokens: int, seed: int) -> Load:
