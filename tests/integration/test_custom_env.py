@@ -1,5 +1,6 @@
 """Environments of one's own, and all built-in ones, through the contract test kit."""
 
+import json
 import os
 import subprocess
 import sys
@@ -96,6 +97,31 @@ def test_scienceworld_keeps_the_contract():
         idle_action="wait",
         repeatable_steps=False,  # its texts and intermediate scores are not
         pool=PoolConfig(reset_timeout_s=120.0),
+    )
+    assert report.gold_paths == 2
+
+
+@pytest.mark.alfworld
+@pytest.mark.slow
+def test_alfworld_keeps_the_contract(tmp_path):
+    from agent_system.environments.env_package.alfworld.generate import main as generate
+
+    folder = tmp_path / "games"
+    size = ["--games", "6", "--receptacles", "4-8", "--objects", "5-10", "--valid_games", "6"]
+    assert generate(["--out", str(folder), *size]) == 0
+
+    def walkthrough(task, info):
+        return json.loads((folder / task.options["game"]).read_text())["walkthrough"]
+
+    report = check_env(
+        "alfworld/AlfredTWEnv",
+        {"data_dir": str(folder)},
+        task_lists=("train", "valid_unseen"),
+        tasks_per_list=1,
+        steps=6,
+        idle_action="look",
+        gold_path=walkthrough,
+        is_refusal=lambda text: text.startswith("Nothing happens."),
     )
     assert report.gold_paths == 2
 
