@@ -132,7 +132,7 @@ def _found(path: str | Path) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write a list of an environment to a file. Raises ValueError on an unknown one."""
+    """Write a list of an environment to a file; SystemExit(2), with the reason, when it cannot."""
     # here, because environments load their lists with this module
     from agent_system.environments.registry import get_env_package
 
@@ -148,7 +148,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     types = given.tasks.split(",") if given.tasks else None
     config = TaskSetConfig(given.list, types, given.max_tasks, given.seed)
-    tasks = get_env_package(given.environment).task_sets(config)
+    try:
+        tasks = get_env_package(given.environment).task_sets(config)
+    except ValueError as error:
+        parser.error(str(error))
     TaskFile(given.name, given.version, given.environment, tuple(tasks)).write(given.output)
 
 

@@ -141,7 +141,7 @@ def test_random_kills_lose_episodes_but_never_spoil_one(pool):
 
 
 PARENT = f"""
-    import asyncio, signal, time
+    import asyncio, signal
     from agent_system.config import PoolConfig
     from agent_system.environments.pool import EnvPool
 
@@ -150,7 +150,7 @@ PARENT = f"""
         pool = EnvPool("{ENV_NAME}", options, PoolConfig(slots_per_worker=2))
         async with pool.acquire(), pool.acquire():
             print("up", flush=True)
-            time.sleep(1000)
+            await asyncio.sleep(1000)
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     asyncio.run(main())

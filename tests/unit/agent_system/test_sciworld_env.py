@@ -48,6 +48,9 @@ class ScriptedSimulator:
     def valid_actions(self):
         return ["reset task", "look around", "focus on dove egg"]
 
+    def gold_path(self):
+        return ["focus on dove egg"]
+
     def close(self):
         self.closed = True
 
@@ -162,3 +165,15 @@ def test_reset_wants_a_task(play, options):
     env, _, _ = play()
     with pytest.raises(ValueError, match="pass the task as"):
         env.reset(options=options)
+
+
+def test_gold_paths_have_the_names_that_are_shown(play):
+    seed = next(s for s in range(1, 99) if Renaming.draw(s).apply("dove") != "dove")
+    _, (_, info), _ = play(seed=seed, rename=True, gold_path=True)
+    assert info["gold_path"] == [Renaming.draw(seed).apply("focus on dove egg")]
+    assert "gold_path" not in play()[1][1]
+
+
+def test_a_java_process_has_at_least_one_simulator():
+    with pytest.raises(ValueError, match="simulators_per_jvm=0; it has to be at least 1"):
+        SciWorldOptions(simulators_per_jvm=0)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent_system.config import TaskSetConfig
@@ -37,6 +37,7 @@ def test_a_written_list_is_read(stored):
     assert json.loads(stored.read_text())["hash"] == task_list_hash(TASKS)
 
 
+@settings(deadline=None)  # it writes files
 @given(st.lists(st.builds(Task, st.text(), st.dictionaries(st.text(), st.integers() | st.text()))))
 def test_any_list_is_read_as_it_was_written(tmp_path_factory, tasks):
     path = tmp_path_factory.mktemp("lists") / "any.json"
@@ -118,6 +119,13 @@ def test_the_command_writes_any_named_list(tmp_path):
     assert (stored.name, stored.version, stored.environment) == ("mine", 4, "sciworld/SciWorldEnv")
     assert len(stored.tasks) == 5
     assert {task.name for task in stored.tasks} <= {"boil", "melt"}
+
+
+def test_the_command_refuses_an_unknown_list_in_a_sentence(tmp_path, capsys):
+    named = ["--name", "mine", "--output", str(tmp_path / "mine.json")]
+    with pytest.raises(SystemExit):
+        main(["sciworld/SciWorldEnv", "L7_test", *named])
+    assert "unknown task list 'L7_test'; available: L0_train" in capsys.readouterr().err
 
 
 def test_overlap_ignores_seeds_that_do_not_make_the_task():
