@@ -71,6 +71,14 @@ def test_types_are_chosen_by_name(games):
         alfworld_tasks(TaskSetConfig(name="train", tasks=["look"]), games)
 
 
+def test_a_file_is_a_list_too(tmp_path):
+    row = {"name": "look_at_obj_in_light", "options": {"game": "json_2.1.1/train/a/b/game.tw-pddl"}}
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps([row]))
+    [task] = alfworld_tasks(TaskSetConfig(name=str(path)))
+    assert (task.name, task.options) == (row["name"], row["options"])
+
+
 def test_an_unknown_list_is_refused(games):
     with pytest.raises(ValueError, match="'L0_train'; available: train, valid_seen, valid_unseen,"):
         alfworld_tasks(TaskSetConfig(name="L0_train"), games)

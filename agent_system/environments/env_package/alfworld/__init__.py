@@ -4,12 +4,12 @@ from agent_system.environments.env_package.alfworld.options import AlfWorldOptio
 from agent_system.environments.env_package.alfworld.package import AlfWorldPackage
 from agent_system.environments.env_package.alfworld.projection import alfworld_projection
 from agent_system.environments.env_package.alfworld.prompts import alfworld_prompts
-from agent_system.environments.env_package.alfworld.tasks import alfworld_tasks
+from agent_system.environments.env_package.alfworld.tasks import ENV_NAME, alfworld_tasks
 
 __all__ = ["PACKAGE", "AlfWorldOptions", "alfworld_projection"]
 
 PACKAGE = AlfWorldPackage(
-    name="alfworld/AlfredTWEnv",
+    name=ENV_NAME,
     make_env="agent_system.environments.env_package.alfworld.env:make_env",
     options=AlfWorldOptions,
     prompts=alfworld_prompts,

@@ -25,6 +25,7 @@ from agent_system.environments.env_package.alfworld.data import (
 from agent_system.environments.tasks import load_task_file, select_tasks
 from agent_system.types import Task
 
+ENV_NAME = "alfworld/AlfredTWEnv"
 HELD_OUT_TYPES = frozenset({"pick_cool_then_place_in_recep", "pick_two_obj_and_place"})
 _SEEN_TYPES = frozenset(TASK_TYPES) - HELD_OUT_TYPES
 
@@ -44,7 +45,7 @@ def alfworld_tasks(config: TaskSetConfig, data_dir: Path | None = None) -> list[
     task type, when there are no games (with the two ways to get some) and when nothing is left.
     """
     if config.name.endswith(".json"):
-        return select_tasks(load_task_file(config.name), config)
+        return select_tasks(load_task_file(config.name, ENV_NAME), config)
     if config.name not in _LISTS:
         raise ValueError(
             f"unknown task list '{config.name}'; available: {', '.join(_LISTS)}, or a *.json file"
