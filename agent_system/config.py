@@ -71,9 +71,6 @@ class TaskSetConfig:
     tasks: list[str] | None = None  # only these task types, by name
     max_tasks: int | None = None  # a seeded subset of so many tasks
     seed: int = 0  # of the subset
-    # env.train: uniform_types draws every task type equally often, whatever the number of its
-    # variations; uniform_tasks draws every task equally often
-    weights: str = "uniform_types"
 
 
 @dataclass
@@ -82,6 +79,9 @@ class EnvConfig:
 
     env_name: str = "sciworld/SciWorldEnv"  # a registered environment
     seed: int = 0  # of the order in which training tasks are drawn
+    # uniform_types: training draws every task type equally often, whatever the number of its
+    # variations; uniform_tasks: every task
+    task_weights: str = "uniform_types"
     max_steps: int = 30  # turns of an episode
     rollout: GroupConfig = field(default_factory=GroupConfig)
     context: ContextConfig = field(default_factory=ContextConfig)

@@ -29,7 +29,7 @@ class World:
     @cached_property
     def _sampler(self) -> TaskSampler:
         env = self._config.env
-        return TaskSampler(self._train_tasks, seed=env.seed, weights=env.train.weights)
+        return TaskSampler(self._train_tasks, seed=env.seed, weights=env.task_weights)
 
     @cached_property
     def _train_tasks(self) -> list[Task]:
@@ -66,7 +66,7 @@ class World:
             tasks = load_tasks(self._config, name)
             in_training = {"in_training": count_overlap(train, tasks)}
             validation[name] = describe_tasks(config, tasks) | in_training
-        weights = {"weights": env.train.weights}
+        weights = {"weights": env.task_weights}
         return {
             "train_tasks": describe_tasks(env.train, train) | weights,
             "validation_sets": validation,

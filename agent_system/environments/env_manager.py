@@ -90,12 +90,20 @@ def make_envs(
     Training has `train_batch_size` tasks in groups of `env.rollout.n`; validation has
     `val_batch_size` episodes at a time, of all lists in `env.val`.
     """
-    train = _manager(config, [config.train], train_batch_size, config.rollout.n)
-    return train, _manager(config, list(config.val.values()), val_batch_size, group_size=1)
+    train = _manager(
+        config, [config.train], train_batch_size, config.rollout.n, weights=config.task_weights
+    )
+    val_sets = list(config.val.values())
+    return train, _manager(config, val_sets, val_batch_size, 1, weights="uniform_tasks")
 
 
 def _manager(
-    config: EnvConfig, task_sets: Sequence[TaskSetConfig], tasks: int, group_size: int
+    config: EnvConfig,
+    task_sets: Sequence[TaskSetConfig],
+    tasks: int,
+    group_size: int,
+    *,
+    weights: str,
 ) -> TextEnvironmentManager:
     package = get_env_package(config.env_name)
     package = package.configured(package.parse_options(config.options))
@@ -103,7 +111,7 @@ def _manager(
     slots = replace(config.pool, slots_per_worker=tasks * group_size)
     envs = PoolVectorEnv(
         EnvPool(config.env_name, config.options, slots),
-        TaskSampler(listed, config.seed, weights=task_sets[0].weights),
+        TaskSampler(listed, config.seed, weights=weights),
         group_size,
     )
     manager = _MANAGERS.get(config.env_name, TextEnvironmentManager)

@@ -57,7 +57,7 @@ class TaskSampler:
             raise ValueError("no tasks to sample from; check env.train.name and env.train.tasks")
         if weights not in WEIGHTS:
             raise ValueError(
-                f"unknown env.train.weights '{weights}'; available: {', '.join(WEIGHTS)}"
+                f"unknown env.task_weights '{weights}'; available: {', '.join(WEIGHTS)}"
             )
         self._seed = seed
         self._weights = weights
@@ -88,7 +88,7 @@ class TaskSampler:
         """Continue from `state`. Raises ValueError when it belongs to other tasks or weights."""
         if state["weights"] != self._weights:
             raise ValueError(
-                f"the checkpoint's run drew tasks with env.train.weights={state['weights']}, this "
+                f"the checkpoint's run drew tasks with env.task_weights={state['weights']}, this "
                 f"one with {self._weights}; resume with the same setting"
             )
         if state["task_list_hash"] != self._hash:

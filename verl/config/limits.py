@@ -40,7 +40,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "critic.model.attn_implementation": _ATTENTION,
     "env.context.kind": ("turn", "trajectory"),
     "env.context.history": ("last_turns", "token_budget", "summary"),
-    "env.train.weights": ("uniform_types", "uniform_tasks"),
+    "env.task_weights": ("uniform_types", "uniform_tasks"),
     "env.action_format.kind": ("think_action", "plain"),
 }
 # (least, most) that makes sense; None where a key may be unset.

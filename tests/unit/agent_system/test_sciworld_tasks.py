@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from agent_system.config import TaskSetConfig
+from agent_system.config import EnvConfig, TaskSetConfig
 from agent_system.environments.env_package.sciworld.build_variations import as_ranges
 from agent_system.environments.env_package.sciworld.tasks import (
     HELD_OUT_TYPES,
@@ -70,8 +70,7 @@ def test_every_task_is_reachable_by_name():
 
 
 def test_types_are_drawn_alike_unless_asked_otherwise():
-    config = TaskSetConfig("L0_train")
-    sampler = TaskSampler(sciworld_tasks(config), seed=0, weights=config.weights)
+    sampler = TaskSampler(tasks_of("L0_train"), seed=0, weights=EnvConfig().task_weights)
     drawn = Counter(task.name for task in sampler.next(29 * 10))
     assert set(drawn.values()) == {10}  # 692 variations or 4, of each type 10
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_system.config import TaskSetConfig
+from agent_system.config import EnvConfig
 from agent_system.environments.tasks import WEIGHTS, TaskSampler
 from agent_system.types import Task
 from verl.config.limits import CHOICES
@@ -99,10 +99,10 @@ def test_other_weights_are_refused():
     with pytest.raises(ValueError, match=r"unknown .*weights 'fair'; available: uniform_types"):
         TaskSampler(make_tasks(a=3), seed=0, weights="fair")
     state = TaskSampler(make_tasks(a=3), seed=0, weights="uniform_types").state_dict()
-    with pytest.raises(ValueError, match=r"env\.train\.weights=uniform_types.*uniform_tasks"):
+    with pytest.raises(ValueError, match=r"env\.task_weights=uniform_types.*uniform_tasks"):
         TaskSampler(make_tasks(a=3), seed=0, weights="uniform_tasks").load_state_dict(state)
 
 
 def test_the_configuration_names_the_weights():
-    assert CHOICES["env.train.weights"] == WEIGHTS
-    assert TaskSetConfig().weights == "uniform_types"
+    assert CHOICES["env.task_weights"] == WEIGHTS
+    assert EnvConfig().task_weights == "uniform_types"

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_system.config import EnvConfig
+from agent_system.environments.registry import get_env_package
 from epo.config import EPOConfig
 from verl.config.compose import CONFIG_DIR, compose_config, load_schemas
 from verl.config.keys import ConfigKeys
@@ -49,7 +50,7 @@ def test_every_preset_composes(group, name):
     if group == "epo":
         assert config.epo.enable == (name != "off")
     elif group == "env":
-        assert config.env.env_name.startswith(name.removesuffix("_find"))
+        assert get_env_package(config.env.env_name).name
     else:
         assert (config.algorithm.adv_estimator == "gae") == (name == "ppo")
 
@@ -95,7 +96,7 @@ def test_last_override_wins():
         ("actor_rollout_ref.actor.ppo_epochs=abc", "ppo_epochs: Value 'abc'.*Integer"),
         ("trainer.logger=wandb", "trainer.logger: .*str is not a ListConfig"),
         ("actor_rollout_ref=3", "actor_rollout_ref: .*int"),
-        ("env=alfwrld", "unknown env preset 'alfwrld'; available: alfworld, sciworld"),
+        ("env=alfwrld", "unknown env preset 'alfwrld'; available: alfworld, blackjack"),
         ("epo=on", "unknown epo preset 'on'; available: alfworld, off"),
         ("trainer.logger=[console", "cannot read the override"),
         ("trainer.seed", "cannot read the override 'trainer.seed'; write key=value"),
