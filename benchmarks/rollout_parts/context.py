@@ -71,6 +71,7 @@ def run(options: argparse.Namespace) -> None:
     with open_model(options) as model:
         config = make_config(options, model, overrides)
         with open_session(config) as session, open_games(config) as games:
+            session.run(games.warm_up())
             costs = [measure(session, games, with_context(config, kind)) for kind in KINDS]
     report(*costs)
 

@@ -170,6 +170,7 @@ def run(options: argparse.Namespace) -> None:
 def compare(config: PPOConfig) -> None:
     """This project's rollout first, then the baseline's."""
     with open_session(config) as session, open_games(config) as games:
+        session.run(games.warm_up())
         ours = play(session, lambda policy: play_ours(policy, games, config))
         baseline = make_baseline(games, config, LocalTrainer(config))
         theirs = play(

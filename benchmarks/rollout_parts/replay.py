@@ -7,8 +7,9 @@ says. Prompts, sampled tokens and environment steps are as real and as many as e
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,6 +64,13 @@ class Games:
 
     episodes: list[Episode]
     pool: ReplayPool
+
+    async def warm_up(self) -> None:
+        """Every slot starts and plays a reset, so that no measured rollout waits for that."""
+        async with AsyncExitStack() as held:
+            slots = [await held.enter_async_context(self.pool.acquire()) for _ in self.episodes]
+            pairs = zip(slots, self.episodes, strict=True)
+            await asyncio.gather(*(slot.reset(episode.task) for slot, episode in pairs))
 
     def collector(self, config: PPOConfig) -> TrajectoryCollector:
         """The trainer's loop on these slots."""

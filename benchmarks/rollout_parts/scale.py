@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--episodes", type=int, default=128, help="at once on each replica")
     parser.add_argument("--response-tokens", type=int, default=24, help="at most, a turn")
     parser.add_argument("--latencies", type=Path, default=LATENCIES, help="what calibrate wrote")
-    parser.add_argument("--speed", type=float, default=4.0, help="times the measured engine")
+    parser.add_argument("--speed", type=float, default=8.0, help="times the measured engine")
     parser.add_argument("--repeats", type=int, default=1, help="medians of so many rollouts")
 
 

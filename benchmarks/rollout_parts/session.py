@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from agent_system.adapters.ray import max_model_len
+from agent_system.types import SamplingParams
 from verl.config.compose import compose_config
 from verl.config.model import ModelConfig
 from verl.config.root import PPOConfig
@@ -24,6 +25,7 @@ from verl.workers.rollout.base import Generation, RolloutEngine, SamplingSetting
 from verl.workers.weight_sync import WeightUpdate, pack_weights
 
 T = TypeVar("T")
+WARM_UP_IDS = tuple(range(3, 67))  # any prompt: the first requests of an engine are slow
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser, *, seqs: int, layers: int) -> None:
@@ -132,6 +134,7 @@ def open_session(config: PPOConfig) -> Iterator[Session]:
         try:
             session = Session(config, engine, loop)
             session.forget()
+            session.run(generate_all(engine, [WARM_UP_IDS] * 2, SamplingParams(max_tokens=8), "-"))
             yield session
         finally:
             loop.close()
