@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from agent_system.types import SamplingParams
-from verl.config.actor import ActorRolloutRefConfig
+from verl.config.actor import ActorRolloutRefConfig, RolloutConfig
 from verl.config.model import ModelConfig
 from verl.utils.errors import UserError
 from verl.workers.forward import forward_inputs, policy_forward
@@ -34,11 +34,14 @@ def engine(tiny_model_path):
 
 
 def make_engine(path, slots=8):
-    config = ActorRolloutRefConfig(model=ModelConfig(path=path))
-    config.rollout.max_num_seqs = slots
-    engine = build_engine(config, "cpu", MAX_LEN)
+    engine = build_engine(make_config(path, slots), "cpu", MAX_LEN)
     engine.start()
     return engine
+
+
+def make_config(path, slots):
+    rollout = RolloutConfig(name="hf", max_num_seqs=slots)
+    return ActorRolloutRefConfig(model=ModelConfig(path=path), rollout=rollout)
 
 
 def prompt(seed, length):
@@ -300,9 +303,7 @@ def test_an_error_in_a_prefill_fails_every_request(
     tiny_model_path, monkeypatch, broken_call, finished
 ):
     monkeypatch.setattr(batcher, "PREFILL_TOKENS", 8)  # a prefill for each prompt
-    config = ActorRolloutRefConfig(model=ModelConfig(path=tiny_model_path))
-    config.rollout.max_num_seqs = 3
-    engine = build_engine(config, "cpu", MAX_LEN)
+    engine = build_engine(make_config(tiny_model_path, slots=3), "cpu", MAX_LEN)
     original, calls = engine._batcher._prefill, []
 
     def broken(requests):
