@@ -60,11 +60,6 @@ class SharedJava:
     def jvm(self) -> Any:
         return self.gateway.jvm
 
-    @property
-    def pid(self) -> int:
-        """Of the Java process."""
-        return self._pid
-
     def call(self, method: Callable[..., Any], *arguments: Any) -> Any:
         """`method(*arguments)` while no other process calls.
 
@@ -100,8 +95,9 @@ class SharedJava:
     # Seats
 
     def _take_seat(self, pool: Path, seats: int) -> tuple[Path, int]:
-        for number in count():
-            folder = pool / str(number)
+        numbers = count()
+        while True:
+            folder = pool / str(next(numbers))
             folder.mkdir(parents=True, exist_ok=True)
             for seat in range(seats):
                 fd = self._open(folder / f"seat_{seat}")
@@ -110,7 +106,6 @@ class SharedJava:
                     return folder, fd
                 except BlockingIOError:
                     os.close(self._fds.pop())
-        raise AssertionError("unreachable: folders have no end")
 
     def _drop_predecessor(self) -> None:
         """Free what a killed process of this seat has left in Java."""
