@@ -26,7 +26,11 @@ Scripts = Mapping[str, Sequence[str]]  # task key -> actions
 
 
 class ScriptedSlot:
-    """Implements `AsyncEnv` on another one; the episode is over when its script is."""
+    """Implements `AsyncEnv` on another one; the episode is over when its script is, never before.
+
+    ScienceWorld's chance may end a task some actions earlier or later, but rollouts that are
+    compared have to be equally long.
+    """
 
     def __init__(self, env: AsyncEnv, scripts: Scripts) -> None:
         self._env = env
@@ -39,7 +43,9 @@ class ScriptedSlot:
 
     async def step(self, action: str) -> StepResult:
         result = await self._env.step(self._actions.pop())
-        return result if self._actions or result.terminated else replace(result, truncated=True)
+        over = not self._actions
+        info = {**result.info, "success": over and result.info["success"]}
+        return replace(result, terminated=False, truncated=over, info=info)
 
 
 class ReplayPool:
