@@ -33,4 +33,4 @@ say "3/4 cloning, stopped early: $folder/clone"
 say "4/4 GRPO with EPO: $folder/rl"
 "$python" -m verl.trainer.main_ppo --config-name textworld_express_small \
     "actor_rollout_ref.model.path=$folder/model" "trainer.default_local_dir=$folder/rl" \
-    trainer.total_training_steps=40 trainer.test_freq=20 trainer.val_before_train=true "${@:2}"
+    trainer.total_training_steps=30 trainer.test_freq=10 trainer.val_before_train=true "${@:2}"
