@@ -379,7 +379,8 @@ def test_a_transfer_sends_whole_weights_to_every_engine_in_order(model_path, bat
     actor = workers["actor"]
     actor.use_fake_sender()
     receivers = [Receiver.remote() for _ in range(2)]
-    sync = TransferSync("nccl", actor, SimpleNamespace(workers=receivers), gpus_each=2)
+    rollouts = SimpleNamespace(workers=receivers, ask_for_weights=lambda fetch: None)
+    sync = TransferSync("nccl", actor, rollouts, gpus_each=2, trainers_wait=True)
     training_step(workers, batch)
     sync.sync(3)
     want = weights_of(workers)

@@ -17,6 +17,7 @@ from verl.config.trainer import RunConfig
 from verl.utils.errors import UserError
 from verl.utils.loop_thread import LoopThread
 from verl.workers.rollout.group import RolloutGroup, RolloutPlacement
+from verl.workers.rollout.supervised import WeightsLostError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -34,8 +35,8 @@ def make_requests(groups, members=2):
 class ScriptedWorker:
     """Delivers `<traj_uid> by <weights>`; what it does in its n-th life is read from a file.
 
-    The plan's line n holds the number of trajectories until it dies (`die`), fails (`fail`) or
-    waits for ever (`hang`), for instance `1 die`.
+    The plan's line n holds the number of trajectories until it dies (`die`), fails (`fail`), loses
+    its weights (`lose`) or waits for ever (`hang`), for instance `1 die`.
     """
 
     def __init__(self, config, rank, num_workers, device):
@@ -80,6 +81,8 @@ class ScriptedWorker:
             os.kill(os.getpid(), signal.SIGKILL)
         if self._then == "fail":
             raise UserError("the engine gave up")
+        if self._then == "lose":
+            raise WeightsLostError("the engine died")
         (self._folder / "hangs").touch()
         try:
             await asyncio.sleep(1000)
@@ -199,6 +202,14 @@ def test_a_death_between_rollouts_is_found_when_weights_come(scripted):
     kill_worker(group)
     with pytest.raises(UserError, match="died again"):
         group.update_weights(ray.put("v3"))
+
+
+def test_an_engine_that_lost_its_weights_is_replaced_with_those_of_the_trainer(scripted):
+    group = scripted(["1 lose"])
+    group.ask_for_weights(lambda: ray.put("fetched"))
+    delivered = texts(group.collect(make_requests(groups=1), None, 0))
+    assert delivered == ["g0/0 by none", "g0/1 by fetched"]
+    assert group.metrics()["rollout/worker_restarts"] == 1
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from torch.distributed.tensor import DTensor
 
 from verl.config.actor import ActorRolloutRefConfig, RolloutConfig
 from verl.config.model import FSDPConfig, ModelConfig
+from verl.config.root import PPOConfig
 from verl.utils.errors import UserError
 from verl.workers.fsdp_engine import FSDPEngine
 from verl.workers.model_loading import load_causal_lm
@@ -191,10 +192,13 @@ class Rollouts:
     def update_weights(self, update):
         self.updates.append(update)
 
+    def ask_for_weights(self, fetch):
+        self.fetch = fetch
+
 
 def test_engines_connect_once_and_again_after_a_restart(calls):
     workers = [Remote([], "a", connected=False), Remote([], "b", connected=False)]
-    sync = TransferSync("nccl", Trainers(calls), Rollouts(workers), gpus_each=2)
+    sync = transfer_sync(calls, Rollouts(workers))
     sync.sync(0)
     sync.sync(1)
     workers[1].connected = False  # it was started anew
@@ -203,6 +207,23 @@ def test_engines_connect_once_and_again_after_a_restart(calls):
     assert calls == [
         connect, ("send_weights", 0), ("send_weights", 1), connect, ("send_weights", 2),
     ]  # fmt: skip
+
+
+def transfer_sync(calls, rollouts, trainers_wait=True):
+    return TransferSync("nccl", Trainers(calls), rollouts, 2, trainers_wait)
+
+
+def test_a_lost_engine_gets_the_version_that_it_had(calls):
+    rollouts = Rollouts()
+    transfer_sync(calls, rollouts).sync(7)
+    assert rollouts.fetch() == "update 7"
+
+
+def test_weights_that_are_being_trained_are_not_given_to_a_lost_engine(calls):
+    rollouts = Rollouts()
+    transfer_sync(calls, rollouts, trainers_wait=False).sync(7)
+    with pytest.raises(UserError, match=r"resumes from the last checkpoint.*object_store"):
+        rollouts.fetch()
 
 
 def test_the_object_store_carries_a_reference():
@@ -216,7 +237,8 @@ def test_the_object_store_carries_a_reference():
     [({"name": "hf"}, "cpu", ObjectStoreSync), ({"name": "vllm"}, "cuda", TransferSync)],
 )
 def test_the_configuration_chooses_the_way(settings, device, kind):
-    config = ActorRolloutRefConfig(rollout=rollout(tensor_model_parallel_size=2, **settings))
+    policy = ActorRolloutRefConfig(rollout=rollout(tensor_model_parallel_size=2, **settings))
+    config = PPOConfig(epo=None, env=None, actor_rollout_ref=policy)
     sync = build_weight_sync(config, device, Trainers([]), Rollouts())
     assert isinstance(sync, kind)
     if kind is TransferSync:

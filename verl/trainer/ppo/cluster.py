@@ -121,7 +121,7 @@ def start_workers(
     trainers = start_trainers(config, pool, regularizer, total_steps)
     rollouts.wait_until_started()
     actor, device = trainers["actor"], resolve_device(config.trainer.device)
-    weights = build_weight_sync(config.actor_rollout_ref, device, actor, rollouts)
+    weights = build_weight_sync(config, device, actor, rollouts)
     return Workers(actor, trainers.get("critic"), rollouts, weights)
 
 

@@ -13,12 +13,9 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-from verl.config.actor import ActorRolloutRefConfig
-from verl.config.machine import resolve_engine
 from verl.config.root import PPOConfig
 from verl.workers.rollout.accounting import rollout_metrics
 from verl.workers.rollout.worker_handle import CONTROL, WORKER_LOST, WorkerHandle
-from verl.workers.weight_sync.transport import resolve_transport
 
 CLOSE_S = 30.0  # what a worker has to close by itself
 
@@ -62,7 +59,6 @@ class RolloutGroup:
                     f"rollout worker {rank}",
                     make_actor,
                     advice=what_to_do(run_dir / f"rollout_{rank:03d}.log"),
-                    replaceable=weights_are_stored(config.actor_rollout_ref, device),
                 )
             )
         self._collect_seconds = 0.0  # since the last `metrics`
@@ -91,6 +87,12 @@ class RolloutGroup:
         for handle in self._handles:
             handle.keep_weights(update)
         self._on_all("update_weights", update)
+
+    def ask_for_weights(self, fetch: Callable[[], ray.ObjectRef]) -> None:
+        """The engines have got weights another way: a worker that dies is given those of `fetch`,
+        which returns the reference of a `WeightUpdate`."""
+        for handle in self._handles:
+            handle.ask_for_weights(fetch)
 
     def sleep(self) -> None:
         """Engines give their memory back until `update_weights`, where they can.
@@ -204,13 +206,6 @@ class RolloutGroup:
         for group in groups.values():
             min(shares, key=len).extend(group)
         return shares
-
-
-def weights_are_stored(config: ActorRolloutRefConfig, device: str) -> bool:
-    """Whether weights come through the object store, from where they can be had again."""
-    rollout = config.rollout
-    engine, lora = resolve_engine(rollout.name), config.model.lora_rank > 0
-    return resolve_transport(rollout, device, engine, lora) == "object_store"
 
 
 def what_to_do(log: Path) -> str:

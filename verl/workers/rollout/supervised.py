@@ -29,6 +29,10 @@ class EngineGaveUpError(RuntimeError):
     """The engine died twice in a row, or could not be started anew. Another try is no use."""
 
 
+class WeightsLostError(RuntimeError):
+    """The engine died, and nobody on this side has the weights that it was sent."""
+
+
 class SupervisedEngine:
     """A `RolloutEngine`, where its methods are described, around the ones that `build` makes.
 
@@ -113,7 +117,8 @@ class SupervisedEngine:
         """One stage of a transfer that brings weights straight from the trainer's memory, where
         the inner engine can (`VLLMRollout.transfer`).
 
-        Nothing is left of it to load again: an engine that dies afterwards is given up.
+        Nothing is left of it to load again: an engine that dies afterwards is not replaced here,
+        and everybody gets `WeightsLostError`.
         """
         self._was_sent_weights = self._was_sent_weights or stage == "start"
         return self._life.result().transfer(stage, payload)
@@ -194,10 +199,7 @@ class SupervisedEngine:
     def _start_next(self) -> RolloutEngine:
         """An engine with the last weights. Raises EngineGaveUpError."""
         if self._was_sent_weights:
-            raise EngineGaveUpError(
-                "it died, and its weights, which came straight from the trainer, with it; set "
-                "actor_rollout_ref.rollout.weight_sync=object_store to have engines restarted"
-            )
+            raise WeightsLostError("the engine died, and with it the weights it was sent")
         try:
             engine = self._build()
             try:

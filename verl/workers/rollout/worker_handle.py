@@ -12,11 +12,13 @@ from ray.actor import ActorHandle
 from ray.exceptions import ObjectLostError, RayActorError
 
 from verl.utils.errors import UserError
+from verl.workers.rollout.supervised import WeightsLostError
 
 logger = logging.getLogger(__name__)
 
-# The actor's process or its node is gone, or what it had produced went with them.
-WORKER_LOST = (RayActorError, ObjectLostError)
+# The actor's process or its node is gone, or what it had produced went with them; or its engine
+# died with weights that only the trainer has.
+WORKER_LOST = (RayActorError, ObjectLostError, WeightsLostError)
 
 # `cancel` has to reach a worker whose thread is busy with a rollout.
 CONTROL = "control"
@@ -30,21 +32,14 @@ class WorkerHandle:
     may run the methods of an actor in another order than they are called.
     """
 
-    def __init__(
-        self, name: str, make_actor: Callable[[], ActorHandle], *, advice: str, replaceable: bool
-    ) -> None:
-        """
-        Args:
-            advice: what the user can do about a worker that dies again and again.
-            replaceable: its weights come as an update that `keep_weights` can keep.
-        """
+    def __init__(self, name: str, make_actor: Callable[[], ActorHandle], *, advice: str) -> None:
+        """`advice`: what the user can do about a worker that dies again and again."""
         self._name = name
         self._make_actor = make_actor
         self._advice = advice
-        self._replaceable = replaceable
         self._closing = threading.Lock()  # after close() no actor is made
         self._closed = False
-        self._weights: tuple[ray.ObjectRef, ...] = ()  # the last update, once there is one
+        self._weights: Callable[[], tuple[ray.ObjectRef, ...]] = tuple  # none before the first
         self._counted: dict[str, float] = {}  # counters at the last `growth`
         self._has_delivered = True  # the first one may die before it has
         self.restarts = 0
@@ -52,7 +47,7 @@ class WorkerHandle:
 
     def _begin(self) -> None:
         self.actor = self._make_actor()
-        self.ready = self.actor.start.remote(*self._weights)
+        self.ready = self.actor.start.remote(*self._weights())
 
     def call(self, method: str, *args: Any) -> ray.ObjectRef:
         return getattr(self.actor, method).remote(*args)
@@ -78,7 +73,11 @@ class WorkerHandle:
 
     def keep_weights(self, update: ray.ObjectRef) -> None:
         """A successor gets these. The reference keeps them in shared memory; nothing is copied."""
-        self._weights = (update,)
+        self._weights = lambda: (update,)
+
+    def ask_for_weights(self, fetch: Callable[[], ray.ObjectRef]) -> None:
+        """A successor gets what `fetch` returns then: nothing is kept. It may raise UserError."""
+        self._weights = lambda: (fetch(),)
 
     def stream(self, episodes: list[Any], sampling: Any, seed: int) -> ray.ObjectRefGenerator:
         return self.actor.collect.options(num_returns="streaming").remote(episodes, sampling, seed)
@@ -90,18 +89,12 @@ class WorkerHandle:
         """The actor is lost; its successor begins to start. Returns `ready`.
 
         Raises:
-            UserError: the one before was lost just so; or nobody has its weights.
+            UserError: the one before was lost just so; or its weights cannot be had.
             RuntimeError: the workers are closed.
         """
         with self._closing:
             if self._closed:
                 raise RuntimeError("the rollout workers are closed") from error
-            if not self._replaceable:
-                raise UserError(
-                    f"{self._name} died, and its weights, which came straight from the trainer, "
-                    "with it; run the same command again, which resumes from the last checkpoint; "
-                    "with actor_rollout_ref.rollout.weight_sync=object_store a worker is replaced"
-                ) from error
             if not self._has_delivered:
                 raise UserError(
                     f"{self._name} was restarted and died again before it finished an episode; "

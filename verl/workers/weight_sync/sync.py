@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from verl.config.actor import ActorRolloutRefConfig
+import ray
+
 from verl.config.machine import resolve_engine
+from verl.config.root import PPOConfig
 from verl.single_controller.ray.base import RayWorkerGroup
+from verl.utils.errors import UserError
 from verl.workers.rollout.group import RolloutGroup
 from verl.workers.weight_sync.client import Receivers, RolloutClient
 from verl.workers.weight_sync.transport import Transport, resolve_transport
@@ -39,28 +42,47 @@ class TransferSync:
     """Through vLLM's weight transfer, from GPU memory to GPU memory.
 
     An engine that is new (the run begins, or it was restarted) is in no group yet: then all of
-    them connect again, because a group of ranks cannot be joined later.
+    them connect again, because a group of ranks cannot be joined later. One that dies between two
+    transfers gets its weights through the object store, for which the trainers have to be idle.
     """
 
     transport: Transport
     actor: RayWorkerGroup
     rollouts: RolloutGroup
     gpus_each: int
+    trainers_wait: bool  # for the rollout, instead of training meanwhile
 
     def sync(self, version: int) -> None:
         receivers = Receivers(self.rollouts.workers, self.gpus_each)
         if not RolloutClient(receivers).all_connected():
             self.actor.connect_rollouts(self.transport, receivers)
         self.actor.send_weights(version)
+        self.rollouts.ask_for_weights(lambda: self._publish(version))
+
+    def _publish(self, version: int) -> ray.ObjectRef:
+        """Raises UserError where the trainers' weights are not those of `version` any more."""
+        if not self.trainers_wait:
+            raise UserError(
+                "an engine died while the trainer was changing the weights that it had; run the "
+                "same command again, which resumes from the last checkpoint; with "
+                "actor_rollout_ref.rollout.weight_sync=object_store an engine is restarted"
+            )
+        return self.actor.publish_weights(version)[0][0]
 
 
 def build_weight_sync(
-    config: ActorRolloutRefConfig, device: str, actor: RayWorkerGroup, rollouts: RolloutGroup
+    config: PPOConfig, device: str, actor: RayWorkerGroup, rollouts: RolloutGroup
 ) -> WeightSync:
     """The way that `rollout.weight_sync` names. Raises UserError when it is impossible here."""
-    rollout = config.rollout
+    policy, rollout = config.actor_rollout_ref, config.actor_rollout_ref.rollout
     engine = resolve_engine(rollout.name)
-    transport = resolve_transport(rollout, device, engine, config.model.lora_rank > 0)
+    transport = resolve_transport(rollout, device, engine, policy.model.lora_rank > 0)
     if transport == "object_store":
         return ObjectStoreSync(actor, rollouts)
-    return TransferSync(transport, actor, rollouts, rollout.tensor_model_parallel_size)
+    return TransferSync(
+        transport,
+        actor,
+        rollouts,
+        gpus_each=rollout.tensor_model_parallel_size,
+        trainers_wait=config.trainer.async_steps == 0,
+    )
