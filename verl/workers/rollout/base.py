@@ -100,6 +100,18 @@ class RolloutEngine(Protocol):
         ...
 
 
+def response_tokens(prompt: Sequence[int], sampling: SamplingSettings, max_model_len: int) -> int:
+    """The most tokens that a response may have. Raises ValueError when there is no prompt or no
+    room for a response."""
+    room = max_model_len - len(prompt)
+    if len(prompt) == 0 or room < 1 or sampling.max_tokens < 1:
+        raise ValueError(
+            f"a prompt of {len(prompt)} tokens and max_tokens={sampling.max_tokens} leave nothing "
+            f"to generate within max_model_len={max_model_len}"
+        )
+    return min(sampling.max_tokens, room)
+
+
 EngineBuilder = Callable[[ActorRolloutRefConfig, str, int], RolloutEngine]
 ENGINES: Registry[EngineBuilder] = Registry("rollout.name")
 

@@ -27,6 +27,7 @@ from verl.workers.rollout.base import (
     Generation,
     RolloutEngine,
     SamplingSettings,
+    response_tokens,
 )
 from verl.workers.rollout.batcher import ContinuousBatcher
 from verl.workers.rollout.request import Request
@@ -106,13 +107,7 @@ class HFRollout:
     def _request(
         self, prompt_ids: np.ndarray, sampling: SamplingSettings, trajectory_id: str
     ) -> Request:
-        room = self._max_model_len - len(prompt_ids)
-        if len(prompt_ids) == 0 or room < 1 or sampling.max_tokens < 1:
-            raise ValueError(
-                f"a prompt of {len(prompt_ids)} tokens and max_tokens={sampling.max_tokens} leave "
-                f"nothing to generate within max_model_len={self._max_model_len}"
-            )
-        max_tokens = min(sampling.max_tokens, room)
+        max_tokens = response_tokens(prompt_ids, sampling, self._max_model_len)
         generator = self._noise
         if sampling.seed is not None:
             generator = torch.Generator().manual_seed(sampling.seed)

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from verl.config.actor import ActorRolloutRefConfig
 from verl.utils.loop_thread import LoopThread
-from verl.workers.rollout.base import ENGINES, Generation, RolloutEngine, SamplingSettings
+from verl.workers.rollout.base import (
+    ENGINES,
+    Generation,
+    RolloutEngine,
+    SamplingSettings,
+    response_tokens,
+)
 from verl.workers.rollout.vllm_rollout.arguments import engine_args, uses_sleep_mode
 from verl.workers.rollout.vllm_rollout.environment import vllm_environment
 from verl.workers.rollout.vllm_rollout.model_facts import (
@@ -86,13 +92,7 @@ class VLLMRollout:
     ) -> Generation:
         from verl.workers.rollout.vllm_rollout.requests import sampling_params
 
-        room = self._max_model_len - len(prompt_ids)
-        if len(prompt_ids) == 0 or room < 1 or sampling.max_tokens < 1:
-            raise ValueError(
-                f"a prompt of {len(prompt_ids)} tokens and max_tokens={sampling.max_tokens} leave "
-                f"nothing to generate within max_model_len={self._max_model_len}"
-            )
-        max_tokens = min(sampling.max_tokens, room)
+        max_tokens = response_tokens(prompt_ids, sampling, self._max_model_len)
         params = sampling_params(sampling, max_tokens, self._facts.stop_token_ids)
         ids = [int(token) for token in prompt_ids]
         return await asyncio.wrap_future(self._submit(self._generate, ids, params))
