@@ -243,6 +243,7 @@ def test_an_error_of_the_caller_ends_the_rollouts(scripted, tmp_path):
     group = scripted(["1 hang"])
 
     def interrupt(trajectory):
+        wait_for(tmp_path / "0" / "hangs")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
