@@ -6,13 +6,14 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 Cell = str | int | float
 
 
 def show(header: Sequence[str], rows: Sequence[Sequence[Cell]], notes: Sequence[str] = ()) -> None:
     """Write the command line, the table and the notes."""
-    command = " ".join(["python", "benchmarks/rollout.py", *sys.argv[1:]])
+    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     lines = [f"`{command}`, {machine()}", "", markdown(header, rows)]
     lines += [f"\n{note}" for note in notes]
     sys.stdout.write("\n" + "\n".join(lines) + "\n")
