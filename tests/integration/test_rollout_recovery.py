@@ -231,7 +231,9 @@ def test_a_successor_that_does_not_start_delivers_nothing(scripted, plan, error,
 def test_an_error_of_one_worker_ends_the_rollouts_of_all(scripted, tmp_path):
     group = scripted(["1 fail"], ["1 hang"])
     with pytest.raises(UserError, match="the engine gave up"):
-        group.collect(make_requests(groups=2), None, 0, lambda _: wait_for(tmp_path / "1" / "hangs"))
+        group.collect(
+            make_requests(groups=2), None, 0, lambda _: wait_for(tmp_path / "1" / "hangs")
+        )
     wait_for(tmp_path / "1" / "cancelled")
     began = time.monotonic()
     group.close()
