@@ -58,6 +58,9 @@ class PoolConfig:
     stall_warning_s: float = 60.0  # a rollout without progress for so long names what it waits for
     # broken environments are restarted; so many times in a row is an error
     max_consecutive_replacements: int = 3
+    # resident MiB of a slot's processes; above it they are replaced, between two episodes; null: no
+    # limit
+    max_memory_mb: int | None = None
     # simulators' stdout and stderr; null: env_logs in the run folder
     log_dir: str | None = None
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from agent_system.config import PoolConfig
-from agent_system.environments.pool import EnvPool
+from agent_system.environments.pool import EnvPool, EnvPoolError
 from agent_system.environments.registry import get_env_package
 from agent_system.interfaces import PromptBuilder
 from agent_system.multi_turn_rollout import TrajectoryCollector
@@ -58,8 +58,8 @@ class RolloutWorker:
             weights: to begin with, in place of the model's own (of one that replaces another).
 
         Raises:
-            UserError: a setting of the environment, the prompt budget or the tokenizer is wrong.
-            EnvPoolError: the environment does not start.
+            UserError: a setting of the environment, the prompt budget or the tokenizer is wrong;
+                the environment does not start.
         """
         setup_logging(file=self._run_dir / f"{self._name}.log", worker=self._name)
         config, policy = self._config, self._config.actor_rollout_ref
@@ -85,7 +85,8 @@ class RolloutWorker:
                 self.update_weights(weights)
             self._loop = LoopThread(name=self._name)
             resources.callback(self._loop.close)
-            self._loop.run(self._wait_for_slots())
+            with self._environment_failures():
+                self._loop.run(self._wait_for_slots())
             self._resources = resources.pop_all()
 
     def update_weights(self, update: WeightUpdate) -> None:
@@ -118,11 +119,11 @@ class RolloutWorker:
         """Trajectories as they finish. See `TrajectoryCollector.collect`.
 
         Raises:
-            UserError: the engine died again and again.
+            UserError: the engine or the environment failed again and again.
             CancelledError: `cancel` was called.
         """
         stream = self._collector.collect(self._engine, episodes, sampling, seed)
-        with self._engine_failures():
+        with self._engine_failures(), self._environment_failures():
             yield from self._loop.stream(stream)
 
     def cancel(self) -> None:
@@ -152,6 +153,17 @@ class RolloutWorker:
                 "ran out, lower actor_rollout_ref.rollout.max_num_seqs, gpu_memory_utilization (on "
                 "a GPU) or cpu_kv_cache_gb (on a CPU); then run the same command again, which "
                 "resumes from the last checkpoint"
+            ) from error
+
+    @contextmanager
+    def _environment_failures(self) -> Iterator[None]:
+        """What the pool could not mend, as a sentence for the user."""
+        try:
+            yield
+        except EnvPoolError as error:
+            raise UserError(
+                f"the environments of {self._name} failed: {error}; when that is mended, run the "
+                "same command again, which resumes from the last checkpoint"
             ) from error
 
     def _open_pool(self) -> EnvPool:

@@ -45,9 +45,10 @@ class PoolStats:
 class EnvPool:
     """Environment slots that boot in parallel and are replaced when they fail.
 
-    A failure raises `EnvWorkerError` in the episode that met it; its slot gets a new process. A
-    slot that fails more than `max_consecutive_replacements` times without finishing an episode
-    breaks the pool: everything raises `EnvPoolError` from then on.
+    A failure raises `EnvWorkerError` in the episode that met it; its slot gets a new process. So
+    does, between two episodes, a slot that is over `max_memory_mb`. One that is replaced more than
+    `max_consecutive_replacements` times without an episode that went well breaks the pool:
+    everything raises `EnvPoolError` from then on.
 
     Raises ValueError when the environment is unknown, its options are wrong or it cannot run here.
     """
@@ -56,6 +57,11 @@ class EnvPool:
         package = get_env_package(env_name)
         if config.slots_per_worker < 1:
             raise ValueError(f"slots_per_worker={config.slots_per_worker}; it has to be at least 1")
+        if config.max_memory_mb is not None and config.max_memory_mb < 1:
+            raise ValueError(
+                f"max_memory_mb={config.max_memory_mb}; a process needs memory: give the MiB that "
+                "it may hold, or null for no limit"
+            )
         typed_options = package.parse_options(options)
         package.check()
         self._config = config
@@ -80,6 +86,8 @@ class EnvPool:
         try:
             await self._boot(slot)
             yield slot
+            if slot.failure is None:
+                slot.check_memory()
             if slot.failure is None:
                 slot.replacements_in_a_row = 0
         finally:
@@ -149,8 +157,8 @@ class EnvPool:
         slot.replacements_in_a_row += 1
         if slot.replacements_in_a_row > self._config.max_consecutive_replacements:
             self._break(
-                f"environment slot {slot.index} failed {slot.replacements_in_a_row} times in a row "
-                f"without finishing an episode; the last reason: {reason}"
+                f"environment slot {slot.index} had to be replaced {slot.replacements_in_a_row} "
+                f"times without a good episode in between; the last reason: {reason}"
             )
             raise EnvPoolError(self._broken)
         logger.warning("replacing an environment process: %s", reason)

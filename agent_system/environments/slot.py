@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -13,8 +14,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
+import psutil
+
 from agent_system.config import PoolConfig
 from agent_system.types import Observation, StepResult, Task
+
+logger = logging.getLogger(__name__)
 
 MIN_START_WAIT_S = 1.0
 PROCESS_ENDED = "its process ended"
@@ -89,6 +94,18 @@ class EnvSlot:
         """True when `ready` will not have to wait."""
         return self._is_ready or self._connection.poll()
 
+    def check_memory(self) -> None:
+        """Take a process that is over its memory cap for a failed one. Between two episodes."""
+        cap = self._config.max_memory_mb
+        if cap is None or self._process is None:
+            return
+        used = group_memory_mb(self._process.pid)
+        if used > cap:
+            self.failure = (
+                f"environment slot {self.index} holds {used:.0f} MiB{self._task_key('after')}, "
+                f"more than env.pool.max_memory_mb={cap}"
+            )
+
     # What the loop calls
 
     async def ready(self) -> None:
@@ -122,7 +139,7 @@ class EnvSlot:
         seconds = time.monotonic() - since
         if seconds < longer_than_s:
             return None
-        return f"slot {self.index}: {method} for {seconds:.0f} s in {self._task_key()}"
+        return f"slot {self.index}: {method} for {seconds:.0f} s{self._task_key('in')}"
 
     # The wire
 
@@ -148,7 +165,10 @@ class EnvSlot:
         finally:
             self._waits_for = None
         if kind == "error":
-            self._fail(method, value)
+            summary, trace = value
+            if self._config.log_dir is None:  # else it is there
+                logger.warning("in environment slot %d: %s", self.index, trace)
+            self._fail(method, summary)
         return value
 
     async def _receive(self, request_id: int) -> tuple[str, Any]:
@@ -165,12 +185,12 @@ class EnvSlot:
             reason = f"{PROCESS_ENDED} with exit code {exit_code}"
         log = f"; its output is in {self._log_path()}" if self._config.log_dir else ""
         self.failure = (
-            f"environment slot {self.index} failed at {method} of {self._task_key()}: {reason}{log}"
+            f"environment slot {self.index} failed at {method}{self._task_key('of')}: {reason}{log}"
         )
         raise EnvWorkerError(self.failure)
 
-    def _task_key(self) -> str:
-        return self._task.key if self._task else "no task yet"
+    def _task_key(self, preposition: str) -> str:
+        return f" {preposition} {self._task.key}" if self._task else ""
 
     def _log_path(self) -> Path:
         return Path(self._config.log_dir or os.devnull) / f"env_slot_{self.index:03d}.log"
@@ -180,6 +200,29 @@ class EnvSlot:
             return open(os.devnull, "ab")
         self._log_path().parent.mkdir(parents=True, exist_ok=True)
         return self._log_path().open("ab")
+
+
+def group_memory_mb(group: int) -> float:
+    """Resident memory of a process group, MiB: of what `EnvSlot.kill` would end.
+
+    Not of a child in a group of its own, such as a Java process that several slots share. Pages
+    that members share count for each.
+    """
+    return sum(_resident_bytes(pid) for pid in psutil.pids() if _group_of(pid) == group) / 2**20
+
+
+def _group_of(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:  # it has just ended
+        return None
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        return psutil.Process(pid).memory_info().rss
+    except psutil.NoSuchProcess:
+        return 0
 
 
 def _observation(text: str, info: dict[str, Any]) -> Observation:

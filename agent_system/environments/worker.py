@@ -7,7 +7,7 @@ killed with everything it started. Messages are pickled tuples over the socket `
     parent -> worker   (make_env, options)            once
                        (request_id, method, kwargs)   method: reset or step
     worker -> parent   (request_id, "ok", result)     id 0 answers the start
-                       (request_id, "error", text)
+                       (request_id, "error", (summary, traceback))
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import select
 import signal
 import sys
+import textwrap
 import threading
 import traceback
 from multiprocessing.connection import Connection
@@ -24,6 +25,7 @@ from typing import Any
 from agent_system.environments.registry import import_object
 
 PARENT_CHECK_MS = 1000
+SUMMARY_CHARS = 300
 
 
 def main() -> int:
@@ -32,8 +34,8 @@ def main() -> int:
     try:
         make_env, options = connection.recv()
         env = import_object(make_env)(options)
-    except Exception:
-        connection.send((0, "error", traceback.format_exc()))
+    except Exception as error:
+        connection.send((0, "error", _described(error)))
         return 1
     connection.send((0, "ok", None))
     _serve(connection, env)
@@ -49,10 +51,18 @@ def _serve(connection: Connection, env: Any) -> None:
             break
         try:
             reply = (request_id, "ok", methods[method](**kwargs))
-        except Exception:
-            reply = (request_id, "error", traceback.format_exc())
+        except Exception as error:
+            reply = (request_id, "error", _described(error))
         connection.send(reply)
     env.close()
+
+
+def _described(error: Exception) -> tuple[str, str]:
+    """On one line, and in full; to be called where it is handled. The log gets it in full too."""
+    traceback.print_exc()
+    lines = traceback.format_exception_only(error)  # also of one whose own __str__ fails
+    summary = textwrap.shorten(" ".join(lines), SUMMARY_CHARS, placeholder="..")
+    return summary, traceback.format_exc()
 
 
 def _die_with_parent(fd: int) -> None:

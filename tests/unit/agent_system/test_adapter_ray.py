@@ -18,6 +18,7 @@ from agent_system.adapters.ray import (
     prompt_budget,
 )
 from agent_system.config import ContextConfig, EnvConfig, PoolConfig, TaskSetConfig
+from agent_system.environments.pool import EnvPoolError
 from verl.config.algorithm import DataConfig
 from verl.config.root import PPOConfig
 from verl.config.trainer import RunConfig
@@ -235,6 +236,23 @@ def test_an_engine_that_gave_up_is_a_sentence_with_a_remedy(tmp_path):
         assert message.startswith("the engine of rollout_001 failed: it died and cannot be")
         assert str(tmp_path / "rollout_001.log") in message
         assert "max_num_seqs" in message and "resumes from the last checkpoint" in message
+
+
+def test_environments_that_keep_failing_are_a_sentence_with_a_remedy(loop):
+    class Collector:
+        async def collect(self, engine, episodes, sampling, seed):
+            yield "a trajectory"
+            raise EnvPoolError("environment slot 3 had to be replaced 4 times")
+
+    worker = RolloutWorker(make_config(), rank=1, num_workers=2, device="cpu")
+    worker._engine, worker._collector, worker._loop = None, Collector(), loop
+    trajectories = worker.collect([], None, 0)
+    assert next(trajectories) == "a trajectory"
+    with pytest.raises(UserError) as caught:
+        next(trajectories)
+    message = str(caught.value)
+    assert message.startswith("the environments of rollout_001 failed: environment slot 3 had to")
+    assert "resumes from the last checkpoint" in message
 
 
 def test_a_running_rollout_is_cancelled_from_another_thread(loop):

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,9 @@ from agent_system.environments.registry import EnvPackage
 class Options:
     boot: str = "ok"
 
+class Unspeakable(Exception):
+    def __str__(self): raise OSError("the simulator that knows is gone")
+
 class ScriptedEnv:
     """Its actions are small programs."""
 
@@ -45,6 +49,15 @@ class ScriptedEnv:
     def sleep(self, text): time.sleep(float(text)); return f"slept {text}"
     def die(self, text): print("last words", flush=True); os._exit(3)
     def fail(self, text): raise RuntimeError("the simulator says no")
+    def grow(self, text): self.held = b"x" * (int(text) * 2**20); return "grown"
+    def fat_child(self, text):
+        code = f"held = b'x' * ({text.split()[0]} * 2**20); print(flush=True); input()"
+        command, own = [sys.executable, "-c", code], text.endswith("own group")
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.fat = subprocess.Popen(command, start_new_session=own, **pipes)
+        self.fat.stdout.readline()
+        return str(self.fat.pid)
+    def fail_badly(self, text): raise Unspeakable()
     def child(self, text): return str(subprocess.Popen(["sleep", "1000"]).pid)
     def modules(self, text): return " ".join(sorted({m.partition(".")[0] for m in sys.modules}))
     def close(self): pass
@@ -259,6 +272,70 @@ def test_an_environment_that_does_not_start_breaks_the_pool(make_pool, boot, rea
     assert reason in str(errors[0])
 
 
+@pytest.mark.parametrize("has_folder", [True, False])
+def test_what_went_wrong_is_one_line_and_the_traceback_is_logged(
+    make_pool, caplog, tmp_path, has_folder
+):
+    folder = tmp_path / "logs" if has_folder else None
+    pool = make_pool(max_consecutive_replacements=0, log_dir=folder and str(folder))
+    with pytest.raises(EnvPoolError) as broken:
+        asyncio.run(play(pool, "fail"))
+    where = f"; its output is in {folder}/env_slot_000.log" if has_folder else ""
+    assert str(broken.value) == (
+        "environment slot 0 had to be replaced 1 times without a good episode in between; the last "
+        "reason: environment slot 0 failed at step of t[]#0: RuntimeError: the simulator says no"
+        + where
+    )
+    written = (folder / "env_slot_000.log").read_text() if has_folder else caplog.text
+    assert "Traceback (most recent call last)" in written
+    assert 'raise RuntimeError("the simulator says no")' in written
+    assert "Traceback" not in caplog.text or not has_folder
+
+
+def test_an_error_that_cannot_be_put_in_words_is_still_answered(make_pool):
+    with pytest.raises(EnvWorkerError, match=r"Unspeakable: <exception str\(\) failed>$"):
+        asyncio.run(play(make_pool(), "fail_badly"))
+
+
+def test_a_slot_over_its_memory_cap_is_replaced_after_its_episode(make_pool, caplog):
+    pool = make_pool(max_memory_mb=200)
+    first = pool._slots[0].pid
+    assert asyncio.run(play(pool, "grow 300", "echo on")).observation.text == "on"
+    assert is_gone(first)
+    assert pool.stats().replacements == 1
+    (line,) = [record.getMessage() for record in caplog.records]
+    found = re.fullmatch(
+        r"replacing an environment process: environment slot 0 holds (\d+) MiB after t\[\]#0, "
+        r"more than env\.pool\.max_memory_mb=200",
+        line,
+    )
+    assert 300 < int(found[1]) < 400
+    asyncio.run(play(pool, "grow 1"))
+    assert pool.stats().replacements == 1
+
+
+@pytest.mark.parametrize(("group", "replacements"), [("same group", 1), ("own group", 0)])
+def test_children_count_unless_they_have_a_group_of_their_own(make_pool, group, replacements):
+    """Such as a Java process that several slots share: no slot is charged, and it lives on."""
+    pool = make_pool(max_memory_mb=200)
+    child = int(asyncio.run(play(pool, f"fat_child 300 {group}")).observation.text)
+    assert pool.stats().replacements == replacements
+    if group == "own group":
+        assert not is_gone(child)
+        pool.close()  # closes the pipe that it reads
+    assert wait_until(lambda: is_gone(child))
+
+
+def test_a_cap_that_no_process_can_keep_breaks_the_pool(make_pool):
+    async def three_episodes():
+        for _ in range(3):
+            await play(pool)
+
+    pool = make_pool(max_memory_mb=5, max_consecutive_replacements=2)
+    with pytest.raises(EnvPoolError, match=r"replaced 3 times.*MiB after t.*max_memory_mb=5$"):
+        asyncio.run(three_episodes())
+
+
 def test_what_a_slot_waits_for_has_a_name(make_pool):
     async def look():
         async with pool.acquire() as env:
@@ -359,6 +436,11 @@ def test_bad_settings_are_refused(name, options, message):
 def test_a_pool_without_slots_is_refused(make_pool):
     with pytest.raises(ValueError, match="slots_per_worker=0"):
         make_pool(slots=0)
+
+
+def test_a_memory_cap_of_nothing_is_refused(make_pool):
+    with pytest.raises(ValueError, match="max_memory_mb=0; a process needs memory"):
+        make_pool(max_memory_mb=0)
 
 
 def is_gone(pid):
