@@ -1,4 +1,4 @@
-"""The pieces of benchmarks/environments.py, on the environment that starts fastest."""
+"""The pieces of benchmarks/environments.py, on the environments that start fastest; its page."""
 
 import asyncio
 import os
@@ -10,6 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from agent_system.environments.task_files import (
+    load_task_file,
+    shipped_lists,
+    task_list_hash,
+)
 from agent_system.types import Observation, Task
 
 REPO = Path(__file__).parents[3]
@@ -137,3 +142,10 @@ def test_what_is_not_installed_is_left_out_with_the_reason(parts, monkeypatch):
     names, reasons = parts.subjects.playable()
     assert "alfworld" not in names and "sciworld" in names
     assert reasons == ["Left out: alfworld (install it)."]
+
+
+def test_the_documented_hashes_are_those_of_the_lists_that_come_along():
+    documented = (REPO / "docs" / "environments.md").read_text(encoding="utf-8")
+    assert shipped_lists()
+    for name in shipped_lists():
+        assert f"| `{name}` | `{task_list_hash(load_task_file(name))}` |" in documented
