@@ -150,7 +150,7 @@ class Played:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_engine_arguments(parser, seqs=16, layers=10)
+    add_engine_arguments(parser, seqs=16, layers=0)
     parser.add_argument("--episodes", type=int, default=16, choices=range(2, len(TYPES) + 1),
                         metavar="N", help="spread over the lengths")  # fmt: skip
     parser.add_argument("--context", default="turn", choices=["turn", "trajectory"])
