@@ -9,6 +9,7 @@ set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 extras="${1:-sciworld}"
+extras="${extras//_/-}" # as pip writes them
 venv="$root/.venv"
 
 say() { echo "[setup] $*"; }
