@@ -144,8 +144,16 @@ def test_engines_without_a_place_are_refused(asked, engine, message):
 
 
 def test_what_fits_passes():
-    check_placement(config(gpus=4, tp=2, workers=2), "cuda", "vllm")
-    check_placement(config(2, 1, 4, 1, "disaggregated", "trainer.async_steps=1"), "cuda", "vllm")
+    assert check_placement(config(gpus=4, tp=2, workers=2), "cuda", "vllm") is None
+    assert (
+        check_placement(
+            config(2, 1, 4, 1, "disaggregated", "trainer.async_steps=1"), "cuda", "vllm"
+        )
+        is None
+    )
     # processes have no GPUs to share
-    check_placement(config(gpus=1, tp=2), "cpu", "vllm")
-    check_placement(config(4, 1, 1, None, "colocated", "trainer.async_steps=1"), "cpu", "hf")
+    assert check_placement(config(gpus=1, tp=2), "cpu", "vllm") is None
+    assert (
+        check_placement(config(4, 1, 1, None, "colocated", "trainer.async_steps=1"), "cpu", "hf")
+        is None
+    )
