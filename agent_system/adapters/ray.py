@@ -113,6 +113,10 @@ class RolloutWorker:
         with self._engine_failures():
             self._engine.sleep()
 
+    def load_ahead(self, episodes: list[Episode]) -> None:
+        """Let environment slots load the tasks of episodes that are played later."""
+        self._collector.load_ahead(episodes)
+
     def collect(
         self, episodes: list[Episode], sampling: SamplingParams, seed: int
     ) -> Iterator[Trajectory]:
@@ -135,7 +139,11 @@ class RolloutWorker:
         """Counters since the start: `engine/*` (see `SupervisedEngine.stats`) and `env/*`."""
         pool = self._pool.stats()
         engine = {f"engine/{name}": value for name, value in self._engine.stats().items()}
-        return engine | {"env/slots": pool.slots, "env/replacements": pool.replacements}
+        return engine | {
+            "env/slots": pool.slots,
+            "env/replacements": pool.replacements,
+            "env/loaded_ahead": pool.loaded_ahead,
+        }
 
     def close(self) -> None:
         """Cancel what runs, then end engine and environment processes. May be called again."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 from agent_system.config import PoolConfig
 from agent_system.environments.registry import get_env_package
 from agent_system.environments.slot import EnvSlot, EnvWorkerError
+from agent_system.types import Task
 
 __all__ = ["EnvPool", "EnvPoolError", "EnvWorkerError", "PoolStats"]
 
@@ -35,11 +36,13 @@ class EnvPoolError(RuntimeError):
 
 @dataclass(frozen=True)
 class PoolStats:
-    """`replacements`: environment processes replaced since the pool started."""
+    """`replacements`: environment processes replaced since the pool started; `loaded_ahead`:
+    episodes since then whose slot had begun to load their task before."""
 
     slots: int
     busy: int
     replacements: int
+    loaded_ahead: int
 
 
 class EnvPool:
@@ -72,17 +75,20 @@ class EnvPool:
         self._idle = deque(self._slots)
         self._waiters: deque[asyncio.Future[EnvSlot]] = deque()
         self._replacements = 0
+        self._loaded_ahead = 0
         self._broken: str | None = None
         for slot in self._slots:
             slot.launch()
 
     @asynccontextmanager
-    async def acquire(self) -> AsyncIterator[EnvSlot]:
+    async def acquire(self, task: Task | None = None) -> AsyncIterator[EnvSlot]:
         """Wait for a free, booted slot; it is given back at the end of the block.
+
+        Of several free ones it is one that has loaded `task` ahead, else one that has loaded none.
 
         Raises EnvPoolError when the pool is broken or closed.
         """
-        slot = await self._take()
+        slot = await self._take(task.key if task else None)
         try:
             await self._boot(slot)
             yield slot
@@ -93,12 +99,18 @@ class EnvPool:
         finally:
             self._give_back(slot)
 
+    def load_ahead(self, tasks: Sequence[Task]) -> None:
+        """Let free slots begin to load the tasks of later episodes: the first ones of `tasks`."""
+        for slot, task in zip(self._idle, tasks, strict=False):
+            slot.load_ahead(task)
+
     def stats(self) -> PoolStats:
         """Counts since the start of the pool."""
         return PoolStats(
             slots=len(self._slots),
             busy=len(self._slots) - len(self._idle),
             replacements=self._replacements,
+            loaded_ahead=self._loaded_ahead,
         )
 
     def describe_waiting(self, longer_than_s: float) -> list[str]:
@@ -112,12 +124,18 @@ class EnvPool:
         for slot in self._slots:
             slot.kill()
 
-    async def _take(self) -> EnvSlot:
+    async def _take(self, task_key: str | None) -> EnvSlot:
         if self._broken is not None:
             raise EnvPoolError(self._broken)
         if self._idle:
-            slot = next((slot for slot in self._idle if slot.has_booted), self._idle[0])
+
+            def preference(slot: EnvSlot) -> tuple[bool, bool, bool]:
+                ahead = slot.task_ahead
+                return ahead is not None and ahead == task_key, ahead is None, slot.has_booted
+
+            slot = max(self._idle, key=preference)
             self._idle.remove(slot)
+            self._loaded_ahead += preference(slot)[0]
             return slot
         waiter: asyncio.Future[EnvSlot] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
@@ -49,6 +50,7 @@ class EnvSlot:
         self._is_ready = False
         self._last_request = 0
         self._task: Task | None = None
+        self._ahead: str | None = None  # key of the task that a `reset` has been begun to
         self._waits_for: tuple[str, float] | None = None
 
     # Life of the process
@@ -56,7 +58,7 @@ class EnvSlot:
     def launch(self) -> None:
         """Start a fresh process in this slot, ending the previous one."""
         self.kill()
-        self.failure, self._task = None, None
+        self.failure, self._task, self._ahead = None, None, None
         self._is_ready, self._last_request = False, 0
         ours, theirs = socket.socketpair()
         with theirs, self._open_log() as log:
@@ -94,6 +96,20 @@ class EnvSlot:
         """True when `ready` will not have to wait."""
         return self._is_ready or self._connection.poll()
 
+    @property
+    def task_ahead(self) -> str | None:
+        """Key of the task that `load_ahead` has begun to load for the next episode."""
+        return self._ahead
+
+    def load_ahead(self, task: Task) -> None:
+        """Begin the `reset` to `task` between two episodes; that call only waits for its end then.
+
+        A slot that boots or has failed is left alone.
+        """
+        if self._is_ready:
+            with suppress(EnvWorkerError):  # the episode meets it
+                self._begin_reset(task)
+
     def check_memory(self) -> None:
         """Take a process that is over its memory cap for a failed one. Between two episodes."""
         cap = self._config.max_memory_mb
@@ -118,16 +134,17 @@ class EnvSlot:
 
     async def reset(self, task: Task) -> tuple[Observation, dict[str, Any]]:
         """Start an episode. Raises EnvWorkerError."""
-        self._task = task
-        coordinates = {"name": task.name, "options": dict(task.options), "seed": task.seed}
-        arguments = {"seed": task.seed, "options": {"task": coordinates}}
-        text, info = await self._request("reset", arguments, self._config.reset_timeout_s)
+        if self._ahead != task.key:
+            self._begin_reset(task)
+        self._ahead = None
+        text, info = await self._answer("reset", self._config.reset_timeout_s)
         return _observation(text, info), info
 
     async def step(self, action: str) -> StepResult:
         """Play one action. Raises EnvWorkerError."""
-        text, reward, terminated, truncated, info = await self._request(
-            "step", {"action": action}, self._config.step_timeout_s
+        self._send("step", {"action": action})
+        text, reward, terminated, truncated, info = await self._answer(
+            "step", self._config.step_timeout_s
         )
         return StepResult(_observation(text, info), reward, terminated, truncated, info)
 
@@ -143,7 +160,13 @@ class EnvSlot:
 
     # The wire
 
-    async def _request(self, method: str, kwargs: dict[str, Any], limit_s: float) -> Any:
+    def _begin_reset(self, task: Task) -> None:
+        self._task, self._ahead = task, None
+        coordinates = {"name": task.name, "options": dict(task.options), "seed": task.seed}
+        self._send("reset", {"seed": task.seed, "options": {"task": coordinates}})
+        self._ahead = task.key
+
+    def _send(self, method: str, kwargs: dict[str, Any]) -> None:
         if self.failure is not None:
             raise EnvWorkerError(self.failure)
         self._last_request += 1
@@ -151,7 +174,6 @@ class EnvSlot:
             self._connection.send((self._last_request, method, kwargs))
         except OSError:
             self._fail(method, PROCESS_ENDED)
-        return await self._answer(method, limit_s)
 
     async def _answer(self, method: str, limit_s: float) -> Any:
         self._waits_for = (method, time.monotonic())

@@ -20,7 +20,7 @@ from agent_system.multi_turn_rollout.conversation import ChatTemplate, make_cont
 from agent_system.multi_turn_rollout.episode import EpisodePlayer
 from agent_system.multi_turn_rollout.progress import ProgressWatch
 from agent_system.reward_manager import EpisodeRewardManager
-from agent_system.types import Episode, SamplingParams, Trajectory
+from agent_system.types import Episode, SamplingParams, Task, Trajectory
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,9 @@ ATTEMPTS = 2
 class Pool(Protocol):
     """What the loop needs of `agent_system.environments.pool.EnvPool`."""
 
-    def acquire(self) -> AbstractAsyncContextManager[AsyncEnv]: ...
+    def acquire(self, task: Task | None = None) -> AbstractAsyncContextManager[AsyncEnv]: ...
+
+    def load_ahead(self, tasks: Sequence[Task]) -> None: ...
 
     def describe_waiting(self, longer_than_s: float) -> list[str]: ...
 
@@ -63,6 +65,10 @@ class TrajectoryCollector:
         self._player = EpisodePlayer(chat, context, prompts, rewards, config.max_steps)
         self._pool = pool
         self._stall_warning_s = config.pool.stall_warning_s
+
+    def load_ahead(self, episodes: Sequence[Episode]) -> None:
+        """Let the slots begin to load the tasks that `collect` will start these episodes with."""
+        self._pool.load_ahead([episode.task for episode in starting_order(episodes)])
 
     async def collect(
         self, policy: Policy, episodes: Sequence[Episode], sampling: SamplingParams, seed: int
@@ -115,7 +121,7 @@ class TrajectoryCollector:
         errors = []
         for _ in range(ATTEMPTS):
             try:
-                async with self._pool.acquire() as env:
+                async with self._pool.acquire(episode.task) as env:
                     return await self._player.play(episode, env, policy, sampling, seed, watch)
             except EnvWorkerError as error:
                 logger.warning("episode %s lost its environment: %s", episode.traj_uid, error)

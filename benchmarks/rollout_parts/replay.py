@@ -56,9 +56,12 @@ class ReplayPool:
         self._scripts = scripts
 
     @asynccontextmanager
-    async def acquire(self) -> AsyncIterator[ScriptedSlot]:
-        async with self._pool.acquire() as slot:
+    async def acquire(self, task: Task | None = None) -> AsyncIterator[ScriptedSlot]:
+        async with self._pool.acquire(task) as slot:
             yield ScriptedSlot(slot, self._scripts)
+
+    def load_ahead(self, tasks: Sequence[Task]) -> None:
+        self._pool.load_ahead(tasks)
 
     def describe_waiting(self, longer_than_s: float) -> list[str]:
         return self._pool.describe_waiting(longer_than_s)

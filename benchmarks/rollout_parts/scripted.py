@@ -7,7 +7,7 @@ and are not what is measured here, so this one waits in the loop's own process i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +69,7 @@ class ScriptedPool:
         self._busy = 0
 
     @asynccontextmanager
-    async def acquire(self) -> AsyncIterator[ScriptedEnv]:
+    async def acquire(self, task: Task | None = None) -> AsyncIterator[ScriptedEnv]:
         async with self._free:
             self._busy += 1
             try:
@@ -78,7 +78,10 @@ class ScriptedPool:
                 self._busy -= 1
 
     def stats(self) -> PoolStats:
-        return PoolStats(slots=self._slots, busy=self._busy, replacements=0)
+        return PoolStats(slots=self._slots, busy=self._busy, replacements=0, loaded_ahead=0)
+
+    def load_ahead(self, tasks: Sequence[Task]) -> None:
+        """Nothing is loaded here."""
 
     def describe_waiting(self, longer_than_s: float) -> list[str]:
         return []

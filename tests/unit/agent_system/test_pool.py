@@ -36,6 +36,7 @@ class ScriptedEnv:
         if options["task"]["name"] == "broken":
             raise ValueError("no such task")
         self.task, self.steps = options["task"], 0
+        self.resets = getattr(self, "resets", 0) + 1
         return f"start {self.task['name']} {seed}", {"admissible_actions": ["a", "b"], "score": 0}
 
     def step(self, action):
@@ -46,6 +47,7 @@ class ScriptedEnv:
 
     def echo(self, text): return text
     def win(self, text): return "won"
+    def count_resets(self, text): return f"{self.resets} of {self.task['name']}"
     def sleep(self, text): time.sleep(float(text)); return f"slept {text}"
     def die(self, text): print("last words", flush=True); os._exit(3)
     def fail(self, text): raise RuntimeError("the simulator says no")
@@ -97,8 +99,9 @@ def task(name="t", seed=0):
 
 async def play(pool, *actions, of=None):
     """The last answer of an episode."""
-    async with pool.acquire() as env:
-        result, _ = await env.reset(of or task())
+    of = of or task()
+    async with pool.acquire(of) as env:
+        result, _ = await env.reset(of)
         for action in actions:
             result = await env.step(action)
         return result
@@ -228,6 +231,64 @@ def test_the_answer_to_a_cancelled_step_is_not_taken_for_the_next_one(make_pool)
     asyncio.run(play(pool))
     assert asyncio.run(cancel_then_play()).observation.text == "mine"
     assert pool.stats().replacements == 0
+
+
+def test_a_task_that_was_loaded_ahead_is_not_loaded_again(make_pool):
+    async def resets_of(names):
+        episodes = (play(pool, "count_resets", of=task(name)) for name in names)
+        return [answer.observation.text for answer in await asyncio.gather(*episodes)]
+
+    pool = make_pool(slots=2)
+    asyncio.run(both_slots_play(pool))
+    pool.load_ahead([task("c"), task("d"), task("e")])  # no slot is left for "e"
+    answers = asyncio.run(resets_of("dce"))
+    assert answers[:2] == ["2 of d", "2 of c"] and answers[2].startswith("3 of e")
+    assert pool.stats().loaded_ahead == 2
+
+
+def test_loading_ahead_again_replaces_what_was_loaded(make_pool):
+    pool = make_pool()
+    asyncio.run(play(pool))
+    pool.load_ahead([task("first")])
+    pool.load_ahead([task("second")])
+    last = asyncio.run(play(pool, "count_resets", of=task("second")))
+    assert last.observation.text == "3 of second"
+
+
+def test_an_episode_of_another_task_takes_a_slot_that_has_loaded_none(make_pool):
+    pool = make_pool(slots=2)
+    asyncio.run(both_slots_play(pool))
+    pool.load_ahead([task("ahead")])
+    asyncio.run(play(pool, "echo x", of=task("other")))
+    last = asyncio.run(play(pool, "count_resets", of=task("ahead")))
+    assert last.observation.text == "2 of ahead"
+    assert pool.stats().loaded_ahead == 1
+
+
+def test_failures_of_loading_ahead_are_those_of_the_episode(make_pool):
+    async def lost(name):
+        with pytest.raises(EnvWorkerError) as caught:
+            await play(pool, of=task(name))
+        return str(caught.value)
+
+    pool = make_pool()
+    pool.load_ahead([task("early")])  # it boots: nothing is asked of it
+    asyncio.run(play(pool))
+    assert pool.stats().loaded_ahead == 0
+
+    pool.load_ahead([task("broken")])
+    assert "no such task" in asyncio.run(lost("broken"))
+    asyncio.run(play(pool))
+    os.kill(pool._slots[0].pid, signal.SIGKILL)
+    assert wait_until(lambda: is_gone(pool._slots[0].pid))
+    pool.load_ahead([task("late")])
+    assert "its process ended" in asyncio.run(lost("late"))
+    assert asyncio.run(play(pool, "echo on")).observation.text == "on"
+    assert pool.stats().replacements == 2
+
+
+async def both_slots_play(pool):
+    await asyncio.gather(play(pool, "sleep 0.1"), play(pool, "sleep 0.1"))
 
 
 def test_a_slot_that_always_fails_breaks_the_pool(make_pool):

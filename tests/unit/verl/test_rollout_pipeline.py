@@ -93,6 +93,9 @@ class Engines:
     def sleep(self):
         self.events.append("sleep")
 
+    def load_ahead(self, episodes):
+        self.events.append(f"load {episodes[0]}")
+
 
 class Actor:
     world_size = 1
@@ -178,7 +181,8 @@ def test_on_policy_order(tmp_path):
     trainer.fit()
     expected = ["sync 0"]
     for k in range(3):
-        expected += [f"collect {k}", f"collected {k}", "sleep", "update", f"sync {k + 1}"]
+        ahead = [f"load task-{k + 1}/0"] if k < 2 else []  # while the step trains
+        expected += [f"collect {k}", f"collected {k}", "sleep", *ahead, "update", f"sync {k + 1}"]
     assert trainer.events == [*expected, "save"]
     assert tracked(trainer, "training/weight_age") == [0, 0, 0]
     assert tracked(trainer, "episode/first_task") == [0, 1, 2]
@@ -260,8 +264,8 @@ def test_a_resumed_run_plays_every_task_once(tmp_path, async_steps):
     first.refresh_engines()
     first.train_step()
     first.train_step()
-    # task 2 is drawn and being played in the asynchronous run, but nobody has trained on it
-    assert first.world.drawn == 2 + async_steps
+    # task 2 is drawn, and loaded or being played, but nobody has trained on it
+    assert first.world.drawn == 3
     state = load_driver_state(tmp_path / "global_step_2")
     assert state["world"] == {"drawn": 2}
 
@@ -345,4 +349,8 @@ def test_a_pipeline_alone_hands_out_the_tasks_in_order(tmp_path):
     assert pipeline.world_state() == {"drawn": 0}  # played, but not taken
     assert pipeline.take(0).trajectories[0][0] == "task-0/0"
     assert pipeline.world_state() == {"drawn": 1}
+    pipeline.load_ahead()
+    assert pipeline.world_state() == {"drawn": 1}  # loaded, but not played
+    pipeline.wait()
     assert pipeline.take(1).trajectories[0][0] == "task-1/0"
+    assert pipeline.take(2).trajectories[0][0] == "task-2/0"

@@ -416,7 +416,7 @@ def test_an_open_request_counts_until_now():
 def counters(**values):
     names = ("generated_tokens", "prefilled_tokens", "cache_hit_tokens")
     engine = {f"engine/{name}": 0.0 for name in (*names, "restarts", "timeouts", "busy_seconds")}
-    return engine | {"env/replacements": 0.0} | values
+    return engine | {"env/replacements": 0.0, "env/loaded_ahead": 0.0} | values
 
 
 def test_metrics_of_two_workers():
@@ -427,6 +427,7 @@ def test_metrics_of_two_workers():
     second = counters(**{
         "engine/generated_tokens": 100.0, "engine/prefilled_tokens": 100.0,
         "engine/busy_seconds": 8.0, "engine/timeouts": 2.0, "env/replacements": 3.0,
+        "env/loaded_ahead": 6.0,
     })  # fmt: skip
     assert rollout_metrics([first, second], seconds=10.0) == {
         "rollout/generated_tokens": 400.0,
@@ -437,6 +438,7 @@ def test_metrics_of_two_workers():
         "rollout/engine_restarts": 1.0,
         "rollout/request_timeouts": 2.0,
         "rollout/env_replacements": 3.0,
+        "rollout/tasks_loaded_ahead": 6.0,
     }
 
 

@@ -113,10 +113,14 @@ class RayPPOTrainer:
         return rollout
 
     def release_engines(self) -> None:
-        """While this step trains, the engines sleep, or play the next step's tasks."""
+        """While this step trains, the next step's tasks are loaded, and played with async_steps=1;
+        else the engines sleep."""
+        is_last = self.step + 1 == self.total_steps
         if not self.runs_ahead:
             self.workers.rollouts.sleep()
-        elif self.step + 1 < self.total_steps:
+            if not is_last:
+                self.pipeline.load_ahead()
+        elif not is_last:
             self.refresh_engines()
             self.pipeline.start(self.step + 1)
 

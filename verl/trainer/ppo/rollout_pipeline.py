@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from verl.config.root import PPOConfig
@@ -27,15 +27,17 @@ class Rollout:
 
 @dataclass(frozen=True)
 class _Pending:
-    rollout: Future[Rollout]
+    episodes: list[Any]
     world_before: dict[str, Any]  # the world's state before the tasks were drawn
+    rollout: Future[Rollout] | None = None  # once it is being played
 
 
 class RolloutPipeline:
     """Hands out the rollouts of a run, one a step.
 
-    Without `start`, `take` plays the tasks there and then. After `start`, a thread plays them while
-    the caller does other work, and `take` waits for what is left. The weights are those that the
+    Without `start`, `take` plays the tasks there and then; after `load_ahead` the environments have
+    them loaded. After `start`, a thread plays them while the caller does other work, and `take`
+    waits for what is left. The weights are those that the
     engines have when playing begins; a started rollout has the engines to itself until `wait` or
     `take` returns.
 
@@ -50,39 +52,47 @@ class RolloutPipeline:
         self._engines = engines
         self._pending: _Pending | None = None
 
+    def load_ahead(self) -> None:
+        """Let the environments load the tasks of the next rollout.
+
+        Raises:
+            RuntimeError: the one before has not been taken.
+        """
+        self._pending = self._draw()
+        self._engines.load_ahead(self._pending.episodes)
+
     def start(self, step: int) -> None:
         """Begin the rollout of `step` in the background.
 
         Raises:
             RuntimeError: the one before has not been taken.
         """
-        if self._pending is not None:
-            raise RuntimeError("a rollout is pending already; take it before the next is started")
-        state, episodes = self._world.state_dict(), self._draw()
-        self._pending = _Pending(
-            run_in_thread(lambda: self._play(episodes, step), f"rollout_{step}"), state
-        )
+        drawn = self._draw()
+        rollout = run_in_thread(lambda: self._play(drawn.episodes, step), f"rollout_{step}")
+        self._pending = replace(drawn, rollout=rollout)
 
     def take(self, step: int) -> Rollout:
         """The rollout of `step`. An error of the background reaches the caller here."""
-        if self._pending is None:
-            return self._play(self._draw(), step)
-        pending, self._pending = self._pending, None
+        pending, self._pending = self._pending or self._draw(), None
+        if pending.rollout is None:
+            return self._play(pending.episodes, step)
         return pending.rollout.result()
 
     def wait(self) -> None:
         """Returns when the engines are idle; the trajectories are kept. Raises as `take` does."""
-        if self._pending is not None:
+        if self._pending is not None and self._pending.rollout is not None:
             self._pending.rollout.result()
 
     def world_state(self) -> dict[str, Any]:
         """The world's state for a checkpoint: all tasks drawn, but for those nobody trained on."""
         return self._world.state_dict() if self._pending is None else self._pending.world_before
 
-    def _draw(self) -> list[Any]:
-        return self._world.train_episodes(
-            self._config.data.train_batch_size, self._config.env.rollout.n
-        )
+    def _draw(self) -> _Pending:
+        if self._pending is not None:
+            raise RuntimeError("a rollout is pending already; take it before the next is drawn")
+        state, data = self._world.state_dict(), self._config.data
+        episodes = self._world.train_episodes(data.train_batch_size, self._config.env.rollout.n)
+        return _Pending(episodes, state)
 
     def _play(self, episodes: list[Any], step: int) -> Rollout:
         """Trajectories lost to a broken environment are dropped whole."""

@@ -67,6 +67,7 @@ def rollout_metrics(workers: Sequence[Mapping[str, float]], seconds: float) -> d
         "rollout/engine_restarts": total("engine/restarts"),
         "rollout/request_timeouts": total("engine/timeouts"),
         "rollout/env_replacements": total("env/replacements"),
+        "rollout/tasks_loaded_ahead": total("env/loaded_ahead"),
     }
     if prefilled + hit > 0:
         metrics["rollout/prefix_cache_hit_rate"] = hit / (prefilled + hit)

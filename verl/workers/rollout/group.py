@@ -102,6 +102,19 @@ class RolloutGroup:
         """
         self._on_all("sleep")
 
+    def load_ahead(self, episodes: Sequence[Any]) -> None:
+        """Environments begin to load the tasks of `episodes`, which `collect` is given next.
+
+        Raises:
+            UserError: as `update_weights`.
+        """
+        asked = [
+            (handle, share, handle.call("load_ahead", share))
+            for handle, share in zip(self._handles, self._shares(episodes), strict=True)
+        ]
+        for handle, share, answer in asked:
+            handle.result(answer, "load_ahead", share)
+
     def collect(
         self,
         episodes: Sequence[Any],

@@ -27,6 +27,6 @@ PACKAGE = EnvPackage(
     make_env="agent_system.environments.env_package.gymnasium_text.env:GymnasiumTextEnv",
     options=GymnasiumOptions,
     prompts=gymnasium_prompts,
-    task_sets=SeedTasks(seed_task, ("gymnasium",)),
+    task_sets=SeedTasks(seed_task, ("gymnasium",), environment="gymnasium/TextEnv"),
     check=lambda: None,
 )
