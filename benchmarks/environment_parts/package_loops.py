@@ -19,6 +19,7 @@ NO_LIMIT = 1_000_000  # the packages end episodes by themselves after so many mo
 class PackageLoop(ABC):
     """Implements `TextEnv`; answers with the package's text alone."""
 
+    _env: Any
     _coordinates: Mapping[str, Any] | None = None
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[str, dict]:
@@ -37,17 +38,17 @@ class PackageLoop(ABC):
     def begin(self, coordinates: Mapping[str, Any]) -> str:
         """Start another task."""
 
-    @abstractmethod
     def again(self) -> str:
         """Start the present task anew."""
+        return self._env.reset()[0]
 
-    @abstractmethod
     def play(self, command: str) -> str:
         """Play a command."""
+        return self._env.step(command)[0]
 
-    @abstractmethod
     def close(self) -> None:
         """End the environment."""
+        self._env.close()
 
 
 class ScienceWorldLoop(PackageLoop):
@@ -65,15 +66,6 @@ class ScienceWorldLoop(PackageLoop):
         self._env.load(task_name, variation, self._simplification)
         return self._env.reset()[0]
 
-    def again(self) -> str:
-        return self._env.reset()[0]
-
-    def play(self, command: str) -> str:
-        return self._env.step(command)[0]
-
-    def close(self) -> None:
-        self._env.close()
-
 
 class AlfWorldLoop(PackageLoop):
     """TextWorld's environment with ALFWorld's wrappers, as `AlfredTWEnv.init_env` stacks them."""
@@ -90,15 +82,6 @@ class AlfWorldLoop(PackageLoop):
     def begin(self, coordinates: Mapping[str, Any]) -> str:
         self._env.load(str(self._data_dir / coordinates["game"]))
         return self.again()
-
-    def again(self) -> str:
-        return self._env.reset()[0]
-
-    def play(self, command: str) -> str:
-        return self._env.step(command)[0]
-
-    def close(self) -> None:
-        self._env.close()
 
 
 class TextWorldExpressLoop(PackageLoop):
@@ -120,15 +103,6 @@ class TextWorldExpressLoop(PackageLoop):
             gameParams=self._options.params_of(game),
         )[0]
 
-    def again(self) -> str:
-        return self._env.reset()[0]
-
-    def play(self, command: str) -> str:
-        return self._env.step(command)[0]
-
-    def close(self) -> None:
-        self._env.close()
-
 
 class GymnasiumLoop(PackageLoop):
     """The gymnasium environment in its text wrapper, without the adapter of this project."""
@@ -147,12 +121,6 @@ class GymnasiumLoop(PackageLoop):
 
     def again(self) -> str:
         return self._env.reset(seed=self._seed)[0]
-
-    def play(self, command: str) -> str:
-        return self._env.step(command)[0]
-
-    def close(self) -> None:
-        self._env.close()
 
 
 def _put_java_on_path() -> None:
