@@ -99,6 +99,8 @@ def test_a_run_leaves_everything_a_user_needs(finished):
     assert recorded["validation_sets"]["held_out"]["in_training"] == 0
     assert recorded["train_tasks"]["name"] == "L0_train" and recorded["train_tasks"]["hash"]
     assert yaml.safe_load((finished / "config.yaml").read_text())["epo"]["enable"] is True
+    (wandb,) = finished.glob("**/*.wandb")  # W&B's record has the tasks' hash too
+    assert recorded["train_tasks"]["hash"].encode() in wandb.read_bytes()
     assert list((finished / "rollouts").glob("train_*.jsonl"))
 
 

@@ -54,7 +54,7 @@ RECORDED_PACKAGES = (
 
 
 @contextmanager
-def training_run(config: PPOConfig, resolved: Any) -> Iterator[RayPPOTrainer]:
+def training_run(config: PPOConfig, resolved: dict[str, Any]) -> Iterator[RayPPOTrainer]:
     """A trainer with its workers up. Everything a user can get wrong is refused before Ray starts.
 
     `resolved` is the configuration as plain data; it is written to the run folder.
@@ -72,7 +72,7 @@ def training_run(config: PPOConfig, resolved: Any) -> Iterator[RayPPOTrainer]:
     CheckpointStore(config.trainer).find()
     run_dir.mkdir(parents=True, exist_ok=True)
     setup_logging(file=run_dir / "run.log")
-    record_run(run_dir, config, resolved, world)
+    environment = record_run(run_dir, config, resolved, world)
     logger.info(
         "run folder %s; on %s: %d training and %d rollout workers with %d environments each",
         run_dir,
@@ -88,7 +88,7 @@ def training_run(config: PPOConfig, resolved: Any) -> Iterator[RayPPOTrainer]:
         workers = start_workers(
             config, world, plugin.regularizer if plugin else None, total_training_steps(config)
         )
-        tracker = start_tracker(config, resolved, run_dir)
+        tracker = start_tracker(config, resolved | {"environment": environment}, run_dir)
         yield RayPPOTrainer(config, world, workers, plugin, tracker)
     finally:
         if workers is not None:
@@ -105,8 +105,11 @@ def load_plugin(config: PPOConfig) -> Plugin | None:
     return load_object(config.algorithm.entropy_plugin)(config.epo)
 
 
-def start_tracker(config: PPOConfig, resolved: Any, run_dir: Path) -> Tracking:
-    """A resumed run goes on in the same files and the same W&B run, after the restored step."""
+def start_tracker(config: PPOConfig, record: dict[str, Any], run_dir: Path) -> Tracking:
+    """A resumed run goes on in the same files and the same W&B run, after the restored step.
+
+    `record`: the configuration, the versions and the task lists, for trackers that keep them.
+    """
     folder = CheckpointStore(config.trainer).find()
     state = {"tracker": None, "step": None}
     if folder is not None and folder.parent == run_dir:  # not a checkpoint of another run
@@ -115,7 +118,7 @@ def start_tracker(config: PPOConfig, resolved: Any, run_dir: Path) -> Tracking:
         config.trainer.project_name,
         config.trainer.experiment_name,
         config.trainer.logger,
-        config=resolved,
+        config=record,
         run_dir=run_dir,
         resume_ids=state["tracker"],
         resume_step=state["step"],
@@ -124,23 +127,25 @@ def start_tracker(config: PPOConfig, resolved: Any, run_dir: Path) -> Tracking:
 
 def record_run(
     run_dir: Path, config: PPOConfig, resolved: dict[str, Any], world: AgentWorld
-) -> None:
-    """`config.yaml` and `environment.json`: what was run, with which versions, on which tasks."""
+) -> dict[str, Any]:
+    """`config.yaml` and `environment.json`: what was run, with which versions, on which tasks.
+
+    Returns the latter.
+    """
     atomic_write_text(run_dir / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
     task_lists = world.task_lists()
     warn_of_overlap(task_lists["validation_sets"])
-    atomic_write_json(
-        run_dir / "environment.json",
-        {
-            "git_commit": git_commit(),
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "packages": installed_versions(),
-            "device": resolve_device(config.trainer.device),
-            "reference_policy": needs_reference(config),
-            **task_lists,
-        },
-    )
+    environment = {
+        "git_commit": git_commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": installed_versions(),
+        "device": resolve_device(config.trainer.device),
+        "reference_policy": needs_reference(config),
+        **task_lists,
+    }
+    atomic_write_json(run_dir / "environment.json", environment)
+    return environment
 
 
 def warn_of_overlap(validation_sets: Mapping[str, Mapping[str, Any]]) -> None:
