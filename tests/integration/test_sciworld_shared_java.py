@@ -123,6 +123,24 @@ def test_the_death_of_java_fails_its_games_and_no_later_one(pool):
     assert asyncio.run(play_together(pool, [FIND, FIND])) == [True, True]
 
 
+def test_java_that_is_about_to_end_is_not_joined():
+    heap_mb = HEAP_MB + 4
+    first = shared_pool(2, 2, heap_mb)
+    try:
+        asyncio.run(play_together(first, [FIND, FIND]))
+        [java] = java_processes(heap_mb)
+        java.suspend()  # the end of its input has come, and it has not noticed yet
+    finally:
+        first.close()
+    second = shared_pool(2, 2, heap_mb)
+    try:
+        assert asyncio.run(play_together(second, [FIND, FIND])) == [True, True]
+        assert second.stats().replacements == 0
+        assert all_gone([java])
+    finally:
+        second.close()
+
+
 def test_random_kills_lose_episodes_but_never_spoil_one(pool):
     rng = random.Random(0)
 

@@ -9,7 +9,8 @@ holder dies, however it dies:
 - `turn`, locked for a call: whose turn it is. It holds the Java process's id and port, and a mark
   while a call runs. A mark found by the next one means that a process died within its call; the
   simulator may still be at work, so Java is killed, and the others start anew with a new one.
-- `stdin`, a named pipe that each process holds open: Java reads it and ends when nobody does.
+- `stdin`, a named pipe that each process holds open, with a shared lock: Java reads it and ends when
+  nobody does. A lock that nobody else holds tells that Java has seen the end already.
 """
 
 from __future__ import annotations
@@ -151,12 +152,16 @@ class SharedJava:
             if error.errno in (errno.ENOENT, errno.ENXIO):  # no pipe, or nobody reads it
                 return False
             raise
-        if os.pread(self._turn, 1, 0) == IDLE:
-            self._fds.append(pipe)
+        if os.pread(self._turn, 1, 0) == IDLE and _is_locked_by_others(pipe):
+            self._hold(pipe)
             return True
         os.close(pipe)
         self._kill()
         return False
+
+    def _hold(self, pipe: int) -> None:
+        fcntl.flock(pipe, fcntl.LOCK_SH)
+        self._fds.append(pipe)
 
     def _start(self, command: list[str], folder: Path, log: IO[str] | None) -> None:
         os.ftruncate(self._turn, 0)
@@ -164,7 +169,7 @@ class SharedJava:
         path.unlink(missing_ok=True)
         os.mkfifo(path, 0o600)
         reads = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        self._fds.append(os.open(path, os.O_WRONLY))
+        self._hold(os.open(path, os.O_WRONLY))
         os.set_blocking(reads, True)
         with os.fdopen(reads) as stdin:
             java = subprocess.Popen(
@@ -213,6 +218,14 @@ class InTurn:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self._object, name)
         return lambda *arguments: self._java.call(method, *arguments)
+
+
+def _is_locked_by_others(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _remove_folders_of_the_dead(root: Path) -> None:
