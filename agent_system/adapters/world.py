@@ -99,9 +99,15 @@ class World:
         return trajectory_record(trajectory)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sampler": self._sampler.state_dict(), "drawn": self._drawn}
+        sampler = self._sampler.state_dict()
+        return {"env_name": self._config.env.env_name, "sampler": sampler, "drawn": self._drawn}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises ValueError when `state` is of another environment or of other tasks."""
+        env_name = self._config.env.env_name
+        played = state.get("env_name", env_name)  # older checkpoints do not say
+        if played != env_name:
+            raise ValueError(f"its run played env.env_name={played}, this one {env_name}")
         self._sampler.load_state_dict(state["sampler"])
         self._drawn = state["drawn"]
 

@@ -32,6 +32,11 @@ class AlgorithmConfig:
     # leave groups that all earned the same out of the update, of the EPO and KL terms too
     drop_zero_advantage_groups: bool = False
 
+    @property
+    def needs_critic(self) -> bool:
+        """Only GAE reads values."""
+        return self.adv_estimator == "gae"
+
 
 @dataclass
 class DataConfig:

@@ -93,7 +93,7 @@ def _disagreements(config: PPOConfig) -> Iterator[str]:
 def _batch_problems(config: PPOConfig) -> Iterator[str]:
     """In the trajectory context an episode is one row, so the number of rows is known."""
     tasks, group = config.data.train_batch_size, config.env.rollout.n
-    for key in (ACTOR, "critic") if config.algorithm.adv_estimator == "gae" else (ACTOR,):
+    for key in (ACTOR, "critic") if config.algorithm.needs_critic else (ACTOR,):
         rows = attrgetter(key)(config).ppo_mini_batch_size
         if config.env.context.kind == "trajectory" and rows > tasks * group:
             yield (

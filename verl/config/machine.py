@@ -64,7 +64,7 @@ def check_machine(config: PPOConfig, device: str, machine: Machine | None = None
     """
     _check_engine(config, device)
     _check_model("actor_rollout_ref.model", config.actor_rollout_ref.model, device)
-    if _has_critic(config):
+    if config.algorithm.needs_critic:
         _check_model("critic.model", config.critic.model, device)
     if config.ray_kwargs.ray_init.address is not None:
         return
@@ -177,7 +177,7 @@ def _models_gb(config: PPOConfig, rollouts: int) -> float:
     penalised = config.actor_rollout_ref.actor.use_kl_loss or config.algorithm.use_kl_in_reward
     reference = penalised and policy.lora_rank == 0  # with LoRA it is the policy without adapters
     total = _weights_gb(policy.path) * (_copies_trained(policy) + rollouts + reference)
-    if _has_critic(config):
+    if config.algorithm.needs_critic:
         total += _weights_gb(critic.path) * _copies_trained(critic)
     return total
 
@@ -190,10 +190,6 @@ def _weights_gb(path: str) -> float:
     """Size of the weights in a local folder; 0 for what may still have to be fetched."""
     folder = SMALL_POLICY if path == "small" else Path(path).expanduser()
     return sum(file.stat().st_size for file in folder.glob("*.safetensors")) / GB
-
-
-def _has_critic(config: PPOConfig) -> bool:
-    return config.algorithm.adv_estimator == "gae"
 
 
 def _is_installed(package: str) -> bool:

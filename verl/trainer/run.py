@@ -17,8 +17,9 @@ import yaml
 
 from verl.config.checks import check_config
 from verl.config.root import PPOConfig
-from verl.trainer.ppo.checkpoint import CheckpointStore, load_driver_state
+from verl.trainer.ppo.checkpoint import CheckpointStore, check_has_critic, load_driver_state
 from verl.trainer.ppo.cluster import (
+    needs_critic,
     needs_reference,
     resolve_device,
     rollout_worker_count,
@@ -69,7 +70,9 @@ def training_run(config: PPOConfig, resolved: dict[str, Any]) -> Iterator[RayPPO
     world: AgentWorld = load_object(config.actor_rollout_ref.rollout.agent_world)(config)
     world.check()
     plugin = load_plugin(config)
-    CheckpointStore(config.trainer).find()
+    checkpoint = CheckpointStore(config.trainer).find()
+    if checkpoint is not None and needs_critic(config):
+        check_has_critic(checkpoint)
     run_dir.mkdir(parents=True, exist_ok=True)
     setup_logging(file=run_dir / "run.log")
     environment = record_run(run_dir, config, resolved, world)

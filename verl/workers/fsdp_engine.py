@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -31,11 +33,14 @@ from transformers import PreTrainedModel
 
 from verl.config.model import FSDPConfig
 from verl.config.optim import OptimConfig
+from verl.utils.errors import UserError
 from verl.workers.model_loading import resolve_dtype
 from verl.workers.optimizer import build_optimizer, build_schedule, resume_schedule
 from verl.workers.runtime import WorkerRuntime
 
 logger = logging.getLogger(__name__)
+
+REASON_CHARS = 300  # of what a checkpoint lacks, in a message
 
 
 def init_distributed(runtime: WorkerRuntime) -> None:
@@ -194,9 +199,20 @@ class FSDPEngine:
         """Continue as if never interrupted; a learning rate that was changed since then counts.
 
         With more ranks than were saved, a rank without a saved random state keeps its own.
+
+        Raises:
+            UserError: the checkpoint is of another model.
         """
         state = self._state()
-        dcp.load(state, checkpoint_id=path)
+        try:
+            dcp.load(state, checkpoint_id=path)
+        except CheckpointException as error:
+            reasons = "; ".join(str(reason) for reason, _ in error.failures.values())
+            raise UserError(
+                f"cannot resume from {path.parent}: {textwrap.shorten(reasons, REASON_CHARS)}; the "
+                "checkpoint has to be of the same model.path and lora_rank: keep them, or start "
+                "afresh under another trainer.experiment_name"
+            ) from error
         set_state_dict(
             self.model,
             self.optimizer,

@@ -61,9 +61,10 @@ def shortest_path(drawing):
 
 def test_it_is_registered_and_its_tasks_are_seeds():
     assert get_env_package("gymnasium/TextEnv") is PACKAGE
-    assert PACKAGE.task_sets(TaskSetConfig("test:2")) == [
-        Task("gymnasium", {"seed": 20_000}),
-        Task("gymnasium", {"seed": 20_001}),
+    lake = PACKAGE.configured(PACKAGE.parse_options({"id": "FrozenLake-v1"}))
+    assert lake.task_sets(TaskSetConfig("test:2")) == [
+        Task("FrozenLake-v1", {"seed": 20_000}),
+        Task("FrozenLake-v1", {"seed": 20_001}),
     ]
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from verl.config.trainer import RunConfig
 from verl.trainer.main_eval import split_checkpoint
-from verl.trainer.ppo.checkpoint import CheckpointStore, load_driver_state
+from verl.trainer.ppo.checkpoint import CheckpointStore, check_has_critic, load_driver_state
 from verl.utils.errors import UserError
 
 
@@ -54,6 +54,14 @@ def test_the_resume_mode_decides_what_is_found(tmp_path):
     assert store(tmp_path / "other").find() is None
     by_path = store(tmp_path / "other", resume_mode="resume_path", resume_from_path=str(chosen))
     assert by_path.find() == chosen
+
+
+def test_a_run_with_a_critic_does_not_resume_from_one_without(tmp_path):
+    checkpoint = store(tmp_path).save(1, {"step": 1}, write_weights)
+    with pytest.raises(UserError, match=r"had no critic.*another trainer.experiment_name"):
+        check_has_critic(checkpoint)
+    (checkpoint / "critic").mkdir()
+    check_has_critic(checkpoint)
 
 
 @pytest.mark.parametrize("path", [None, "no/such/folder"])

@@ -7,6 +7,7 @@ import torch
 
 from verl.config.model import FSDPConfig, ModelConfig
 from verl.config.optim import OptimConfig
+from verl.utils.errors import UserError
 from verl.workers.forward import forward_inputs, policy_forward
 from verl.workers.fsdp_engine import FSDPEngine
 from verl.workers.model_loading import load_causal_lm
@@ -64,6 +65,15 @@ def test_a_resumed_run_follows_the_present_learning_rate(tiny_model_path, single
     assert group["lr"] == pytest.approx(1e-3)
     rates = [step(other, seed)[2] for seed in (1, 2, 3)]
     assert rates == pytest.approx([1e-3, 2e-3, 3e-3])
+
+
+def test_a_checkpoint_of_another_model_is_refused_in_a_sentence(
+    tiny_model_path, single_rank, tmp_path
+):
+    make_engine(tiny_model_path, single_rank).save_checkpoint(tmp_path / "actor")
+    other = make_engine(tiny_model_path, single_rank, lora_rank=2)
+    with pytest.raises(UserError, match=r"cannot resume from .*Missing key.*lora.*start afresh"):
+        other.load_checkpoint(tmp_path / "actor")
 
 
 def test_saving_changes_nothing(tiny_model_path, single_rank, tmp_path):

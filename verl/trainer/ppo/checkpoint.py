@@ -61,6 +61,16 @@ def checked_checkpoint(path: str | None) -> Path:
     return Path(path).absolute()
 
 
+def check_has_critic(checkpoint: Path) -> None:
+    """Raises UserError when the checkpoint is of a run without a critic."""
+    if not (checkpoint / "critic").is_dir():
+        raise UserError(
+            f"cannot resume from {checkpoint}: its run had no critic, and this one needs one "
+            "(algo=ppo, algorithm.adv_estimator=gae); keep the run's algorithm, or start afresh "
+            "under another trainer.experiment_name"
+        )
+
+
 def load_driver_state(folder: Path) -> dict[str, Any]:
     """Plain Python values and tensors only: nothing is executed while loading."""
     return torch.load(folder / DRIVER_FILE, weights_only=True)

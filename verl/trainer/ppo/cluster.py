@@ -58,8 +58,8 @@ def needs_reference(config: PPOConfig) -> bool:
 
 
 def needs_critic(config: PPOConfig) -> bool:
-    """Only GAE reads values."""
-    return config.algorithm.adv_estimator == "gae" and not config.trainer.val_only
+    """An evaluation reads no values."""
+    return config.algorithm.needs_critic and not config.trainer.val_only
 
 
 def worker_environment(config: PPOConfig) -> dict[str, str]:

@@ -3,8 +3,12 @@
     env.env_name=gymnasium/TextEnv env.options.id=FrozenLake-v1 \\
     env.options.wrapper=agent_system.environments.env_package.gymnasium_text.wrappers:FrozenLakeText
 
-The tasks are seeds: lists train, dev, test, and with a number of them, train:100.
+The tasks are seeds of that id: lists train, dev, test, and with a number of them, train:100.
 """
+
+from __future__ import annotations
+
+from dataclasses import replace
 
 from agent_system.config import ActionFormatConfig
 from agent_system.environments.env_package.gymnasium_text.options import GymnasiumOptions
@@ -22,7 +26,15 @@ def gymnasium_prompts(
     return make_prompts(options.rules, action_format, list_actions=True)
 
 
-PACKAGE = EnvPackage(
+class GymnasiumPackage(EnvPackage):
+    """Tasks are named by `env.options.id`."""
+
+    def configured(self, options: GymnasiumOptions) -> EnvPackage:
+        """The package whose tasks are those of this id."""
+        return replace(self, task_sets=SeedTasks(seed_task, (options.id,), environment=self.name))
+
+
+PACKAGE = GymnasiumPackage(
     name="gymnasium/TextEnv",
     make_env="agent_system.environments.env_package.gymnasium_text.env:GymnasiumTextEnv",
     options=GymnasiumOptions,

@@ -9,8 +9,8 @@ holder dies, however it dies:
 - `turn`, locked for a call: whose turn it is. It holds the Java process's id and port, and a mark
   while a call runs. A mark found by the next one means that a process died within its call; the
   simulator may still be at work, so Java is killed, and the others start anew with a new one.
-- `stdin`, a named pipe that each process holds open, with a shared lock: Java reads it and ends when
-  nobody does. A lock that nobody else holds tells that Java has seen the end already.
+- `stdin`, a named pipe that each process holds open, with a shared lock: Java reads it and ends
+  when nobody does. A lock that nobody else holds tells that Java has seen the end already.
 """
 
 from __future__ import annotations

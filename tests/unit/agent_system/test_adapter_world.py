@@ -1,0 +1,50 @@
+"""The driver's world: a checkpoint's state fits the environment and the tasks, or is refused."""
+
+import pytest
+
+from agent_system.adapters.world import World
+from agent_system.config import EnvConfig, TaskSetConfig
+from verl.config.root import PPOConfig
+
+LAKE = {"id": "FrozenLake-v1"}
+
+
+def make_world(env_name="gymnasium/TextEnv", options=LAKE, train="train:5", **env):
+    train = TaskSetConfig(train)
+    config = EnvConfig(env_name=env_name, options=options, train=train, val={}, **env)
+    return World(PPOConfig(env=config, epo=None))
+
+
+def drawn(world, count=3):
+    return [(episode.uid, episode.task.key) for episode in world.train_episodes(count, 2)]
+
+
+def test_a_restored_world_goes_on_where_it_stood():
+    world = make_world()
+    drawn(world)
+    restored = make_world()
+    restored.load_state_dict(world.state_dict())
+    assert drawn(restored) == drawn(world)
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        ({"options": {"id": "Blackjack-v1"}}, "task list"),
+        ({"train": "train:4"}, "task list"),
+        ({"task_weights": "uniform_tasks"}, "env.task_weights=uniform_types"),
+        (
+            {"env_name": "textworld_express/TextWorldExpressEnv", "options": {}},
+            "its run played env.env_name=gymnasium/TextEnv",
+        ),
+    ],
+)
+def test_the_state_of_another_run_is_refused(other, reason):
+    with pytest.raises(ValueError, match=reason):
+        make_world(**other).load_state_dict(make_world().state_dict())
+
+
+def test_a_checkpoint_that_does_not_name_its_environment_is_taken():
+    state = make_world().state_dict()
+    del state["env_name"]
+    make_world().load_state_dict(state)
