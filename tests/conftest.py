@@ -1,11 +1,19 @@
-"""Tests that need what this machine lacks are skipped, with the reason."""
+"""Tests that need what this machine lacks are skipped, with the reason. Random policies on disk.
+
+Imports stay inside the fixtures: most tests need no transformers.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+TEMPLATE = "{% for m in messages %}{{ m.content }} {% endfor %}"
 
 
 def _missing(package: str) -> str | None:
@@ -22,3 +30,42 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, reason in reasons.items():
             if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def write_policy() -> Callable[..., str]:
+    """Writes a random Llama of 2 layers with a tied head and a tokenizer: words w0, w1 (end), ..
+
+    `initializer_range` is to be large: then its distributions are far from uniform, and a wrong
+    weight or log-prob shows. `config`: what else `LlamaConfig` takes. Returns the folder.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    def write(
+        folder: Path, *, vocab_size: int, dtype: torch.dtype = torch.float32, **config: Any
+    ) -> str:
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=vocab_size,
+                num_hidden_layers=2,
+                tie_word_embeddings=True,
+                bos_token_id=None,
+                eos_token_id=1,
+                pad_token_id=2,
+                **config,
+            )
+        )
+        words = {f"w{index}": index for index in range(vocab_size)}
+        backend = Tokenizer(models.WordLevel(words, unk_token="w0"))
+        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=backend, unk_token="w0", eos_token="w1", pad_token="w2"
+        )
+        tokenizer.chat_template = TEMPLATE
+        model.to(dtype).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return str(folder)
+
+    return write

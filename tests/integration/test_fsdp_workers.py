@@ -8,9 +8,7 @@ import pytest
 import ray
 import torch
 from peft import set_peft_model_state_dict
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
-from transformers import PreTrainedTokenizerFast as FastTokenizer
+from transformers import AutoModelForCausalLM
 
 from agent_system.types import SamplingParams
 from verl import DataProto
@@ -61,31 +59,16 @@ def cluster():
 
 
 @pytest.fixture(scope="module")
-def model_path(tmp_path_factory):
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=24,
-            intermediate_size=40,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=64,
-            initializer_range=0.3,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=1,
-            pad_token_id=1,
-        )
+def model_path(tmp_path_factory, write_policy):
+    return write_policy(
+        tmp_path_factory.mktemp("policy"),
+        vocab_size=VOCABULARY,
+        hidden_size=24,
+        intermediate_size=40,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.3,
     )
-    backend = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = FastTokenizer(tokenizer_object=backend, unk_token="w0", eos_token="w1")
-    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
-    path = tmp_path_factory.mktemp("policy")
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return str(path)
 
 
 def actor_config(path, engine="hf", **model):
