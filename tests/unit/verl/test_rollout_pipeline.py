@@ -188,6 +188,15 @@ def test_on_policy_order(tmp_path):
     assert tracked(trainer, "episode/first_task") == [0, 1, 2]
 
 
+@pytest.mark.parametrize("async_steps", [0, 1])
+def test_the_line_of_the_last_validation_does_not_hide_the_time_of_its_step(tmp_path, async_steps):
+    trainer = make_trainer(tmp_path, async_steps=async_steps, val_after_train=True)
+    trainer.fit()
+    *steps, validation = trainer.tracker.lines
+    assert all("timing_s/collect" in line for line in steps)
+    assert "timing_s/validate" in validation and "timing_s/collect" not in validation
+
+
 def test_one_step_ahead_the_rollout_runs_while_the_step_trains(tmp_path):
     trained = [threading.Event() for _ in range(3)]
 

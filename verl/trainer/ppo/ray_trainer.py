@@ -126,8 +126,9 @@ class RayPPOTrainer:
 
     def refresh_engines(self) -> None:
         """Give the engines the present weights, once they are idle."""
-        with self.timer("collect"):
-            self.pipeline.wait()
+        if self.pipeline.is_started:
+            with self.timer("collect"):
+                self.pipeline.wait()
         if self.engine_step != self.step:
             self.sync_weights()
             self.engine_step = self.step

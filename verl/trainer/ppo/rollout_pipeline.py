@@ -83,6 +83,11 @@ class RolloutPipeline:
         if self._pending is not None and self._pending.rollout is not None:
             self._pending.rollout.result()
 
+    @property
+    def is_started(self) -> bool:
+        """True between `start` and `take`."""
+        return self._pending is not None and self._pending.rollout is not None
+
     def world_state(self) -> dict[str, Any]:
         """The world's state for a checkpoint: all tasks drawn, but for those nobody trained on."""
         return self._world.state_dict() if self._pending is None else self._pending.world_before
