@@ -17,6 +17,7 @@ class LoopThread:
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
+        self._one_at_a_time = threading.RLock()  # or two that cancel would cancel each other
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
 
@@ -45,17 +46,19 @@ class LoopThread:
     def cancel(self) -> None:
         """Cancel everything that runs and let it clean up. May be called from another thread than
         the one that waits for it, which gets a CancelledError."""
-        if not self._loop.is_closed():
-            self.run(_cancel_others())
+        with self._one_at_a_time:
+            if not self._loop.is_closed():
+                self.run(_cancel_others())
 
     def close(self) -> None:
         """Cancel everything that runs, let it clean up, and end the thread. May be called again."""
-        if self._loop.is_closed():
-            return
-        self.cancel()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        with self._one_at_a_time:
+            if self._loop.is_closed():
+                return
+            self.cancel()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
 
 
 async def _next(items: AsyncGenerator[T, None]) -> Any:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import threading
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -268,6 +268,13 @@ def test_a_running_rollout_is_cancelled_from_another_thread(loop):
     with pytest.raises(CancelledError):
         next(stream)
     assert list(loop.stream(count([]))) == [0, 1, 2]  # the loop goes on
+
+
+def test_those_who_cancel_at_once_do_not_cancel_each_other(loop):
+    with ThreadPoolExecutor(8) as threads:
+        cancelled = [threads.submit(loop.cancel) for _ in range(200)]
+        closed = threads.submit(loop.close)
+        assert [future.result() for future in [*cancelled, closed]] == [None] * 201
 
 
 def test_a_worker_that_never_started_has_nothing_to_cancel():
