@@ -29,6 +29,7 @@ SUMMARY_CHARS = 300
 
 
 def main() -> int:
+    """Returns 1 when the environment does not start; else this process ends with its group."""
     connection = Connection(int(sys.argv[1]))
     threading.Thread(target=_die_with_parent, args=(connection.fileno(),), daemon=True).start()
     try:
@@ -38,8 +39,10 @@ def main() -> int:
         connection.send((0, "error", _described(error)))
         return 1
     connection.send((0, "ok", None))
-    _serve(connection, env)
-    return 0
+    try:
+        _serve(connection, env)
+    finally:
+        _end_group()  # the parent is gone, and this may be noticed here first
 
 
 def _serve(connection: Connection, env: Any) -> None:
@@ -77,7 +80,12 @@ def _die_with_parent(fd: int) -> None:
     poller.register(fd, 0)  # hang-ups and errors are reported without asking
     while not poller.poll(PARENT_CHECK_MS) and os.getppid() == parent:
         pass
-    os.killpg(os.getpgrp(), signal.SIGKILL)  # the pool made this process the leader of its group
+    _end_group()
+
+
+def _end_group() -> None:
+    """Kill this process and its children: the pool made it the leader of a group."""
+    os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 """The pool, with a scripted environment in real processes: speed, failures, no orphans."""
 
 import asyncio
+import importlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import time
+from multiprocessing.connection import Connection
 
 import psutil
 import pytest
@@ -455,15 +458,16 @@ PARENT = """
             await env.reset(Task("t", {}))
             child = (await env.step("child")).observation.text
             print(env.pid, child, flush=True)
-            await env.step("sleep 1000")
+            await {then}
 
     asyncio.run(main())
 """
 
 
-def test_a_killed_parent_leaves_no_process_behind(make_pool, tmp_path):
+@pytest.mark.parametrize("then", ['env.step("sleep 1000")', "asyncio.sleep(1000)"])
+def test_a_killed_parent_leaves_no_process_behind(make_pool, tmp_path, then):
     parent = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(PARENT)],
+        [sys.executable, "-c", textwrap.dedent(PARENT).replace("{then}", then)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
         stdout=subprocess.PIPE,
         text=True,
@@ -473,6 +477,30 @@ def test_a_killed_parent_leaves_no_process_behind(make_pool, tmp_path):
         assert not is_gone(worker) and not is_gone(child)
         parent.send_signal(signal.SIGKILL)
     assert wait_until(lambda: is_gone(worker) and is_gone(child))
+
+
+def test_a_process_that_notices_by_its_connection_ends_its_children_too(make_pool, tmp_path):
+    ours, theirs = socket.socketpair()
+    code = (
+        "import sys; from agent_system.environments import worker; "
+        "worker._die_with_parent = print; sys.exit(worker.main())"  # the watching thread sleeps
+    )
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+            start_new_session=True,
+        )
+    with process, Connection(ours.detach()) as connection:
+        options = importlib.import_module("scripted_env").Options()
+        connection.send(("scripted_env:make_env", options))
+        connection.send((1, "reset", {"seed": 0, "options": {"task": {"name": "t"}}}))
+        connection.send((2, "step", {"action": "child"}))
+        *_, (_, _, (child, *_)) = [connection.recv() for _ in range(3)]
+        assert not is_gone(int(child))
+        connection.close()
+        assert wait_until(lambda: is_gone(int(child)))
 
 
 @pytest.mark.parametrize(
