@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -37,10 +38,12 @@ def pool():
 
 
 def java_processes(heap_mb=HEAP_MB):
-    """The shared Java processes that are alive."""
+    """The shared Java processes of these tests that are alive."""
+    began = psutil.Process().create_time()
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if f"-Xmx{heap_mb}m" in (process.info["cmdline"] or ()):
+    for process in psutil.process_iter(["cmdline", "create_time"]):
+        is_ours = process.info["create_time"] >= began
+        if is_ours and f"-Xmx{heap_mb}m" in (process.info["cmdline"] or ()):
             found.append(process)
     return found
 
@@ -139,6 +142,8 @@ def test_java_that_is_about_to_end_is_not_joined():
         assert all_gone([java])
     finally:
         second.close()
+        with suppress(psutil.NoSuchProcess):
+            java.kill()  # suspended, it would stay for ever
 
 
 def test_random_kills_lose_episodes_but_never_spoil_one(pool):

@@ -61,6 +61,7 @@ def test_two_ranks_train_as_one_and_export_the_same_model(games, tmp_path):
     assert (weights[0] - weights[1]).abs().max() < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
