@@ -45,6 +45,10 @@ def test_the_state_of_another_run_is_refused(other, reason):
 
 
 def test_a_checkpoint_that_does_not_name_its_environment_is_taken():
-    state = make_world().state_dict()
+    world = make_world()
+    drawn(world)
+    state = world.state_dict()
     del state["env_name"]
-    make_world().load_state_dict(state)
+    restored = make_world()
+    restored.load_state_dict(state)
+    assert drawn(restored) == drawn(world)

@@ -37,9 +37,8 @@ class RolloutPipeline:
 
     Without `start`, `take` plays the tasks there and then; after `load_ahead` the environments have
     them loaded. After `start`, a thread plays them while the caller does other work, and `take`
-    waits for what is left. The weights are those that the
-    engines have when playing begins; a started rollout has the engines to itself until `wait` or
-    `take` returns.
+    waits for what is left. The weights are those that the engines have when playing begins; a
+    started rollout has the engines to itself until `wait` or `take` returns.
 
     A rollout has the same tasks and the same seed either way, so that only the weights differ. A
     checkpoint (`world_state`) knows nothing of a rollout that nobody has taken: a resumed run plays
