@@ -53,10 +53,9 @@ def _serve(connection: Connection, env: Any) -> None:
         except EOFError:
             break
         try:
-            reply = (request_id, "ok", methods[method](**kwargs))
-        except Exception as error:
-            reply = (request_id, "error", _described(error))
-        connection.send(reply)
+            connection.send((request_id, "ok", methods[method](**kwargs)))
+        except Exception as error:  # of the environment, or of an answer that cannot be pickled
+            connection.send((request_id, "error", _described(error)))
     env.close()
 
 

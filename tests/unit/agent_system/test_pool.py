@@ -50,6 +50,7 @@ class ScriptedEnv:
 
     def echo(self, text): return text
     def win(self, text): return "won"
+    def lambda_(self, text): return lambda: text
     def count_resets(self, text): return f"{self.resets} of {self.task['name']}"
     def sleep(self, text): time.sleep(float(text)); return f"slept {text}"
     def die(self, text): print("last words", flush=True); os._exit(3)
@@ -173,6 +174,7 @@ def test_each_rollout_may_have_an_event_loop_of_its_own(make_pool):
         ("die", "its process ended with exit code 3"),
         ("sleep 30", "no answer within 1 s"),
         ("fail", "RuntimeError: the simulator says no"),
+        ("lambda_", "[Cc]an't pickle"),
     ],
 )
 def test_a_failure_costs_its_own_episode_only(make_pool, action, reason):
