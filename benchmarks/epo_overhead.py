@@ -18,17 +18,17 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from epo.config import EPOConfig
 from epo.plugin import build
+from verl.algorithms.aggregation import loss_normalizers, trajectory_token_weights
 from verl.config.actor import ActorConfig
 from verl.config.model import FSDPConfig, ModelConfig
 from verl.config.optim import OptimConfig
 from verl.protocol import DataProto
-from verl.trainer.ppo.aggregation import loss_normalizers, trajectory_token_weights
 from verl.utils.logging import setup_logging
 from verl.workers.actor.dp_actor import DataParallelPPOActor
-from verl.workers.fsdp_engine import FSDPEngine
 from verl.workers.interfaces import EntropyRegularizer, StepContext
 from verl.workers.model_loading import load_causal_lm
 from verl.workers.runtime import WorkerRuntime
+from verl.workers.sharded_model import ShardedModel
 
 logger = logging.getLogger("epo_overhead")
 
@@ -58,7 +58,7 @@ def mini_batch(vocab: int) -> DataProto:
 
 def actor(path: str, regularizer: EntropyRegularizer | None) -> DataParallelPPOActor:
     config = ActorConfig(optim=OptimConfig(lr=1e-5))
-    engine = FSDPEngine(
+    engine = ShardedModel(
         lambda dtype, **where: load_causal_lm(ModelConfig(path=path), dtype, **where),
         FSDPConfig(),
         WorkerRuntime("cpu"),

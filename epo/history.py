@@ -20,7 +20,7 @@ AGGREGATIONS = ("trajectory", "token_mean")
 REFERENCES = ("past_mean", "sliding_window", "ema", "per_turn")
 
 
-class Observation(Protocol):
+class RolloutEntropies(Protocol):
     """One rollout's entropies as the trainer measured them; padding rows absent or masked."""
 
     @property
@@ -53,7 +53,7 @@ class StepEntropy:
         return {turn: total / count for turn, (total, count) in pairs if count}
 
 
-def measure(observation: Observation, step: int, aggregation: str) -> StepEntropy | None:
+def measure(observation: RolloutEntropies, step: int, aggregation: str) -> StepEntropy | None:
     """Hbar of one step; None when no token is active.
 
     `trajectory`: mean over trajectories of the mean over their turns of the mean over each turn's

@@ -12,7 +12,7 @@ from typing import Any
 
 from epo.config import DEFAULT_EMA_DECAY, DEFAULT_WINDOW, EPOConfig, validate
 from epo.corridor import Corridor, Level, corridor_around
-from epo.history import EntropyHistory, Observation, StepEntropy, measure, reference_entropy
+from epo.history import EntropyHistory, RolloutEntropies, StepEntropy, measure, reference_entropy
 from epo.regularizer import EPORegularizer
 from epo.schedule import SCHEDULES
 
@@ -82,7 +82,7 @@ class EPOHook:
             else corridor_around(reference, config.kappa_l, config.kappa_r)
         )
 
-    def after_step(self, step: int, observation: Observation) -> dict[str, float]:
+    def after_step(self, step: int, observation: RolloutEntropies) -> dict[str, float]:
         """Add the step to the history. Metrics: the step's entropies and its corridor.
 
         Raises:

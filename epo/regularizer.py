@@ -19,7 +19,7 @@ from epo.corridor import PENALTIES, level_of_tokens
 WEIGHT_COLUMNS = {"trajectory": "trajectory_weight", "token_mean": "token_weight"}
 
 
-class Context(Protocol):
+class StepContext(Protocol):
     """What all ranks agree on in a step; `state` is `EPOHook.context_state`."""
 
     @property
@@ -45,7 +45,11 @@ class EPORegularizer:
         self._from_turn = config.from_turn
 
     def __call__(
-        self, entropy_BT: Tensor, mask_BT: Tensor, columns: Mapping[str, Tensor], context: Context
+        self,
+        entropy_BT: Tensor,
+        mask_BT: Tensor,
+        columns: Mapping[str, Tensor],
+        context: StepContext,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The term to add to the loss, and its parts.
 

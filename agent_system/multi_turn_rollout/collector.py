@@ -19,7 +19,7 @@ from agent_system.interfaces import AsyncEnv, Policy, PromptBuilder
 from agent_system.multi_turn_rollout.conversation import ChatTemplate, make_context
 from agent_system.multi_turn_rollout.episode import EpisodePlayer
 from agent_system.multi_turn_rollout.progress import ProgressWatch
-from agent_system.reward_manager import EpisodeRewardManager
+from agent_system.rewards import EpisodeRewardManager
 from agent_system.types import Episode, SamplingParams, Task, Trajectory
 
 logger = logging.getLogger(__name__)

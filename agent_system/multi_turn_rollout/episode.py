@@ -18,7 +18,7 @@ from agent_system.multi_turn_rollout.conversation import (
     Prompt,
 )
 from agent_system.multi_turn_rollout.progress import ProgressWatch
-from agent_system.reward_manager import EpisodeRewardManager
+from agent_system.rewards import EpisodeRewardManager
 from agent_system.types import (
     Episode,
     Generation,

@@ -31,7 +31,7 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if len(values) else float("nan")
 
 
-def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+def episode_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     """`episode/*` of one rollout, each episode counting once.
 
     Episodes lost to a broken environment are counted (`episode/env_error`) and left out of

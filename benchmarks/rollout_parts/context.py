@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from agent_system.adapters.verl import to_data_proto
+from agent_system.adapters.rows import to_data_proto
 from agent_system.types import Trajectory
 from rollout_parts.replay import Games, open_games, sampling, sciworld_overrides
 from rollout_parts.report import Cell, show

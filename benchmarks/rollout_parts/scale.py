@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import ray
 
-from agent_system.adapters.ray import RolloutWorker
+from agent_system.adapters.rollout_worker import RolloutWorker
 from agent_system.config import TaskSetConfig
 from agent_system.types import Episode, SamplingParams
 from rollout_parts.report import share, show
@@ -21,7 +21,7 @@ from rollout_parts.scripted import PACKAGE, ScriptedOptions, ScriptedPool, task_
 from rollout_parts.simulated import Latencies
 from verl.config.compose import compose_config
 from verl.config.root import PPOConfig
-from verl.workers.rollout.group import RolloutGroup, RolloutPlacement
+from verl.workers.rollout.rollout_workers import RolloutPlacement, RolloutWorkers
 
 LATENCIES = Path(__file__).with_name("latencies.json")
 
@@ -133,7 +133,7 @@ def local_ray(replicas: int) -> Iterator[None]:
 
 def measure(config: PPOConfig, replicas: int, options: argparse.Namespace) -> Load:
     """The median of `options.repeats` rollouts by their seconds, after a short one."""
-    group = RolloutGroup(
+    group = RolloutWorkers(
         ScaleWorker, config, "cpu", [RolloutPlacement("SPREAD", 1, 0)] * replicas,
         {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
     )  # fmt: skip
@@ -160,7 +160,7 @@ def make_episodes(replicas: int, per_replica: int, name: str) -> list[Episode]:
     ]
 
 
-def collect(group: RolloutGroup, episodes: list[Episode], tokens: int, seed: int) -> Load:
+def collect(group: RolloutWorkers, episodes: list[Episode], tokens: int, seed: int) -> Load:
     sampling = SamplingParams(max_tokens=tokens, stop=("</action>",))
     driver = psutil.Process()
     before_workers, before_driver = workers_cpu(group), cpu_seconds(driver)
@@ -179,7 +179,7 @@ def collect(group: RolloutGroup, episodes: list[Episode], tokens: int, seed: int
     )
 
 
-def workers_cpu(group: RolloutGroup) -> float:
+def workers_cpu(group: RolloutWorkers) -> float:
     return sum(stats["process/cpu_seconds"] for stats in group.stats())
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from agent_system.adapters.ray import max_model_len
+from agent_system.adapters.rollout_worker import max_model_len
 from agent_system.types import SamplingParams
 from verl.config.compose import compose_config
 from verl.config.model import ModelConfig

@@ -9,10 +9,10 @@ from verl.config.root import PPOConfig
 from verl.protocol import DataProto
 from verl.trainer.ppo.batching import mini_batches, worker_view
 from verl.workers.actor.dp_actor import DataParallelPPOActor
-from verl.workers.fsdp_engine import FSDPEngine
 from verl.workers.interfaces import StepContext
 from verl.workers.model_loading import load_causal_lm
 from verl.workers.runtime import WorkerRuntime
+from verl.workers.sharded_model import ShardedModel
 
 
 class LocalTrainer:
@@ -21,7 +21,7 @@ class LocalTrainer:
     def __init__(self, config: PPOConfig) -> None:
         policy = config.actor_rollout_ref
         self._config = config
-        engine = FSDPEngine(
+        engine = ShardedModel(
             partial(load_causal_lm, policy.model),
             policy.actor.fsdp_config,
             WorkerRuntime("cpu", cpu_threads=config.trainer.cpu_threads_per_worker),

@@ -18,11 +18,11 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully
 
 from verl.config.actor import ActorRolloutRefConfig, RolloutConfig
 from verl.config.model import ModelConfig
+from verl.config.transport import transport_environment
 from verl.trainer.ppo.placement import engine_placement
 from verl.workers.rollout.vllm_rollout.arguments import engine_args
 from verl.workers.weight_sync import client as client_module
 from verl.workers.weight_sync.client import Receivers
-from verl.workers.weight_sync.transport import transport_environment
 
 pytestmark = pytest.mark.vllm
 

@@ -15,10 +15,10 @@ from ray import cloudpickle
 
 from agent_system.types import SamplingParams
 from verl import DataProto
+from verl.algorithms.aggregation import loss_normalizers
 from verl.config.compose import compose_config
 from verl.config.machine import check_machine
 from verl.config.root import PPOConfig
-from verl.trainer.ppo.aggregation import loss_normalizers
 from verl.trainer.ppo.cluster import Workers, start_ray, start_workers
 from verl.workers.interfaces import StepContext
 from verl.workers.rollout.base import Generation, build_engine
@@ -31,7 +31,7 @@ RESPONSE = 12
 ROWS = 4
 
 
-class EngineWorker:
+class TrainingWorker:
     """A rollout worker without environments."""
 
     def __init__(self, config: PPOConfig, rank: int, num_workers: int, device: str) -> None:
@@ -85,7 +85,7 @@ def gpu_run(config: PPOConfig) -> Iterator[Workers]:
     start_ray(config, device)
     workers = None
     try:
-        world: Any = SimpleNamespace(worker_class=EngineWorker)
+        world: Any = SimpleNamespace(worker_class=TrainingWorker)
         workers = start_workers(config, world, None, total_steps=10)
         yield workers
     finally:

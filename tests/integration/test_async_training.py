@@ -25,7 +25,7 @@ from verl.trainer.ppo.metric_utils import compute_data_metrics
 from verl.trainer.ppo.ray_trainer import RayPPOTrainer
 from verl.trainer.run import load_plugin, training_run
 from verl.utils.importing import load_object
-from verl.workers.interfaces import EntropyObservation, StepContext
+from verl.workers.interfaces import RolloutEntropies, StepContext
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -143,7 +143,7 @@ def loop_by_hand(trainer) -> list[dict[str, float]]:
         metrics |= {name: float(np.mean(values)) for name, values in of_updates.items()}
         columns = (batch.batch[name] for name in ("entropys", "response_mask", "turn_ids"))
         metrics |= hook.after_step(
-            step, EntropyObservation(*columns, batch.non_tensor_batch["traj_uid"])
+            step, RolloutEntropies(*columns, batch.non_tensor_batch["traj_uid"])
         )
         metrics |= compute_data_metrics(batch, use_critic=False) | world.metrics(trajectories)
         trainer.step = step + 1

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from agent_system.types import SamplingParams
 from verl import DataProto
+from verl.algorithms.aggregation import loss_normalizers
 from verl.config.actor import ActorConfig, ActorRolloutRefConfig, RolloutConfig
 from verl.config.critic import CriticConfig, CriticModelConfig
 from verl.config.model import ModelConfig
@@ -23,8 +24,7 @@ from verl.single_controller.ray.base import (
     RayWorkerGroup,
     create_colocated_worker_cls,
 )
-from verl.trainer.ppo.aggregation import loss_normalizers
-from verl.workers.fsdp_workers import ActorRolloutRefWorker, CriticWorker
+from verl.workers.fsdp_workers import CriticWorker, PolicyWorker
 from verl.workers.interfaces import StepContext
 from verl.workers.model_loading import load_causal_lm
 from verl.workers.rollout.base import build_engine
@@ -84,7 +84,7 @@ def actor_config(path, engine="hf", **model):
     )
 
 
-def start(path, ranks, lora_rank=0, engine="hf", actor_class=ActorRolloutRefWorker):
+def start(path, ranks, lora_rank=0, engine="hf", actor_class=PolicyWorker):
     """Actor and critic, colocated, on `ranks` processes."""
     runtime = WorkerRuntime("cpu", seed=1, cpu_threads=1)
     critic = CriticConfig(
@@ -328,7 +328,7 @@ class FakeSender:
             self.client.update_weights("closed")
 
 
-class SendingWorker(ActorRolloutRefWorker):
+class SendingWorker(PolicyWorker):
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def use_fake_sender(self):
         from verl.workers.weight_sync import sender

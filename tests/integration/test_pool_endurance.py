@@ -15,7 +15,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from agent_system.adapters.verl import to_data_proto
+from agent_system.adapters.rows import to_data_proto
 from agent_system.config import ActionFormatConfig, EnvConfig, PoolConfig, TaskSetConfig
 from agent_system.environments.pool import EnvPool
 from agent_system.environments.registry import get_env_package

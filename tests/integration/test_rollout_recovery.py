@@ -16,7 +16,7 @@ from verl.config.root import PPOConfig
 from verl.config.trainer import RunConfig
 from verl.utils.errors import UserError
 from verl.utils.loop_thread import LoopThread
-from verl.workers.rollout.group import RolloutGroup, RolloutPlacement
+from verl.workers.rollout.rollout_workers import RolloutPlacement, RolloutWorkers
 from verl.workers.rollout.supervised import WeightsLostError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -124,7 +124,7 @@ def scripted(cluster, tmp_path):
             (tmp_path / str(rank) / "plan").write_text("\n".join(plan))
         config = PPOConfig(epo=None, env=None, trainer=RunConfig(default_local_dir=str(tmp_path)))
         places = [RolloutPlacement("SPREAD", num_cpus=1, num_gpus=0)] * len(plans)
-        groups.append(RolloutGroup(ScriptedWorker, config, "cpu", places, {}))
+        groups.append(RolloutWorkers(ScriptedWorker, config, "cpu", places, {}))
         groups[-1].wait_until_started()
         return groups[-1]
 

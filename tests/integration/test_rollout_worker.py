@@ -12,8 +12,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from agent_system.adapters.ray import RolloutWorker, check_environment, load_tasks
-from agent_system.adapters.verl import rollout_metrics, to_data_proto
+from agent_system.adapters.rollout_worker import RolloutWorker, check_environment, load_tasks
+from agent_system.adapters.rows import episode_metrics, to_data_proto
 from agent_system.config import (
     ActionFormatConfig,
     ContextConfig,
@@ -26,7 +26,7 @@ from agent_system.types import Episode, SamplingParams
 from verl.config.algorithm import DataConfig
 from verl.config.root import PPOConfig
 from verl.config.trainer import RunConfig
-from verl.workers.rollout.group import RolloutGroup, RolloutPlacement
+from verl.workers.rollout.rollout_workers import RolloutPlacement, RolloutWorkers
 from verl.workers.weight_sync import WeightUpdate, pack_weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -172,7 +172,7 @@ def test_a_rollout_through_ray_trains_on_what_was_sampled(cluster, model_path, t
         data.batch["rollout_log_probs"][mask], expected[mask], atol=1e-3, rtol=0
     )
     assert set(data.non_tensor_batch["weight_version"]) == {5}
-    assert rollout_metrics(trajectories)["episode/length/max"] <= 4
+    assert episode_metrics(trajectories)["episode/length/max"] <= 4
 
     # Members of a group share the start and sample for themselves.
     prompts = [sorted(t.turns[0].prompt_ids.tolist()) for t in trajectories]
@@ -212,7 +212,7 @@ def test_a_worker_killed_in_mid_rollout_changes_nothing(cluster, model_path, tmp
     config = make_config(model_path, "trajectory", tmp_path)
     episodes = make_episodes(config)
     places = [RolloutPlacement("SPREAD", num_cpus=1, num_gpus=0)] * 2
-    group = RolloutGroup(RolloutWorker, config, "cpu", places, {"OMP_NUM_THREADS": "1"})
+    group = RolloutWorkers(RolloutWorker, config, "cpu", places, {"OMP_NUM_THREADS": "1"})
     group.wait_until_started()
     update = ray.put(WeightUpdate(5, pack_weights(random_model(seed=1).state_dict())))
     group.update_weights(update)

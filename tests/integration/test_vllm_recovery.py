@@ -10,8 +10,8 @@ import ray
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from agent_system.adapters.ray import RolloutWorker, load_tasks
-from agent_system.adapters.verl import to_data_proto
+from agent_system.adapters.rollout_worker import RolloutWorker, load_tasks
+from agent_system.adapters.rows import to_data_proto
 from agent_system.config import (
     ActionFormatConfig,
     EnvConfig,
@@ -24,7 +24,7 @@ from verl.config.algorithm import DataConfig
 from verl.config.root import PPOConfig
 from verl.config.shipped import SMALL_POLICY
 from verl.config.trainer import RunConfig
-from verl.workers.rollout.group import RolloutGroup, RolloutPlacement
+from verl.workers.rollout.rollout_workers import RolloutPlacement, RolloutWorkers
 from verl.workers.weight_sync import WeightUpdate, pack_weights
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -88,7 +88,7 @@ def group(config):
     """One worker, with the engine's own weights."""
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     place = RolloutPlacement("SPREAD", num_cpus=1, num_gpus=0)
-    group = RolloutGroup(RolloutWorker, config, "cpu", [place], {"OMP_NUM_THREADS": "1"})
+    group = RolloutWorkers(RolloutWorker, config, "cpu", [place], {"OMP_NUM_THREADS": "1"})
     try:
         group.wait_until_started()
         yield group

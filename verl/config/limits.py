@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from verl.trainer.ppo.aggregation import LOSS_AGG_MODES
-from verl.trainer.ppo.kl import KL_KINDS
+from verl.algorithms.aggregation import LOSS_AGG_MODES
+from verl.algorithms.kl import KL_KINDS
 
 ACTOR = "actor_rollout_ref.actor"
 ROLLOUT = "actor_rollout_ref.rollout"

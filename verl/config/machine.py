@@ -19,8 +19,8 @@ from verl.config.placement import (
 )
 from verl.config.root import PPOConfig
 from verl.config.shipped import SMALL_POLICY
+from verl.config.transport import resolve_transport
 from verl.utils.errors import UserError
-from verl.workers.weight_sync.transport import resolve_transport
 
 GB, GIB = 1e9, 2**30
 # Lower bounds, so that only what surely fails is refused.

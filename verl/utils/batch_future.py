@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDict
 
 if TYPE_CHECKING:
-    from verl.protocol import DataProto
+    from verl.protocol.batch import DataProto
 
 
 def concat_batches(parts: list[DataProto] | list[TensorDict]) -> DataProto | TensorDict:

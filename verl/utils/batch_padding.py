@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from verl.protocol import DataProto
+    from verl.protocol.batch import DataProto
 
 logger = logging.getLogger(__name__)
 

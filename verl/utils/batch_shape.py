@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from verl.protocol import DataProto
+    from verl.protocol.batch import DataProto
 
 
 def fold_batch_dim(data: DataProto, new_batch_size: int) -> DataProto:

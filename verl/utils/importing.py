@@ -1,11 +1,33 @@
-"""Objects named in the configuration by import path."""
+"""Choices of the configuration: a built-in name, or the import path of the user's own object."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import Any
 
 from verl.utils.errors import UserError
+
+
+def resolve_choice(key: str, choice: str, built_in: Mapping[str, Any]) -> Any:
+    """What `key=choice` names. Whoever needs the object calls this, in its own process.
+
+    Args:
+        choice: a name in `built_in`, or `package.module:object`.
+        built_in: the objects by name; one given as an import path is loaded when it is chosen.
+
+    Raises:
+        UserError: an unknown name, or nothing at the import path.
+    """
+    if choice in built_in:
+        entry = built_in[choice]
+        return load_object(entry) if isinstance(entry, str) else entry
+    if ":" in choice:
+        return load_object(choice)
+    raise UserError(
+        f"{key}={choice} is unknown; available: {', '.join(sorted(built_in))}, or an import path "
+        "of your own, package.module:object"
+    )
 
 
 def load_object(path: str) -> Any:

@@ -23,7 +23,6 @@ from verl.workers.actor.dp_actor import DataParallelPPOActor
 from verl.workers.actor.reference import ReferencePolicy
 from verl.workers.critic.dp_critic import DataParallelPPOCritic
 from verl.workers.forward import ForwardInputs, policy_statistics
-from verl.workers.fsdp_engine import FSDPEngine
 from verl.workers.interfaces import EntropyRegularizer
 from verl.workers.model_loading import (
     load_causal_lm,
@@ -34,6 +33,7 @@ from verl.workers.model_loading import (
 )
 from verl.workers.passes import measure
 from verl.workers.runtime import WorkerRuntime
+from verl.workers.sharded_model import ShardedModel
 from verl.workers.weight_sync import (
     LoraAdapter,
     WeightUpdate,
@@ -47,28 +47,28 @@ from verl.workers.weight_sync.client import Receivers
 from verl.workers.weight_sync.gather import full_parameters
 
 
-class EngineWorker(Worker):
-    """What policy and critic have in common: an engine that is stepped and saved."""
+class TrainingWorker(Worker):
+    """What policy and critic have in common: a sharded model that is stepped and saved."""
 
-    _engine: FSDPEngine
+    _sharded: ShardedModel
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def step_lr(self) -> float:
         """Advance the schedule by one training step; returns the rate of the step that ended."""
-        return self._engine.step_lr()
+        return self._sharded.step_lr()
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def save_checkpoint(self, path: str) -> None:
-        """See `FSDPEngine.save_checkpoint`."""
-        self._engine.save_checkpoint(Path(path))
+        """See `ShardedModel.save_checkpoint`."""
+        self._sharded.save_checkpoint(Path(path))
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def load_checkpoint(self, path: str) -> None:
-        """See `FSDPEngine.load_checkpoint`."""
-        self._engine.load_checkpoint(Path(path))
+        """See `ShardedModel.load_checkpoint`."""
+        self._sharded.load_checkpoint(Path(path))
 
 
-class ActorRolloutRefWorker(EngineWorker):
+class PolicyWorker(TrainingWorker):
     """The policy that is trained, its reference, and the source of the rollout engines' weights."""
 
     def __init__(
@@ -96,18 +96,18 @@ class ActorRolloutRefWorker(EngineWorker):
         """
         actor, model = self._config.actor, self._config.model
         load = partial(load_causal_lm, model)
-        self._engine = FSDPEngine(
+        self._sharded = ShardedModel(
             load, actor.fsdp_config, self._runtime, actor.optim, total_training_steps
         )
         self._reference = None
         if self._with_ref and model.lora_rank > 0:
-            self._reference = ReferencePolicy(self._engine, is_actor=True)
+            self._reference = ReferencePolicy(self._sharded, is_actor=True)
         elif self._with_ref:
-            frozen = FSDPEngine(load, self._config.ref.fsdp_config, self._runtime)
+            frozen = ShardedModel(load, self._config.ref.fsdp_config, self._runtime)
             self._reference = ReferencePolicy(frozen, is_actor=False)
         self._actor = DataParallelPPOActor(
             actor,
-            self._engine,
+            self._sharded,
             packed=self._packed,
             regularizer=self._regularizer,
             reference=self._reference,
@@ -144,8 +144,8 @@ class ActorRolloutRefWorker(EngineWorker):
             statistics = policy_statistics(logits_NV, inputs, data.meta_info["temperature"])
             return {"ref_log_prob": statistics.log_prob_N}
 
-        engine = self._reference.engine
-        return DataProto.from_dict(measure(engine, data.batch, micro_batch, self._packed, forward))
+        sharded = self._reference.sharded
+        return DataProto.from_dict(measure(sharded, data.batch, micro_batch, self._packed, forward))
 
     @register(dispatch_mode=Dispatch.DP_COMPUTE_PROTO)
     def update_actor(self, data: DataProto) -> DataProto:
@@ -161,7 +161,7 @@ class ActorRolloutRefWorker(EngineWorker):
 
         rollout, adapter = self._config.rollout, self._published_adapter()
         weights = self._full_weights() if adapter is None else self._adapters()
-        if self._engine.rank != 0:
+        if self._sharded.rank != 0:
             return []
         dtype = self._wire_dtype()
         packed = pack_weights({name: tensor.to(dtype) for name, tensor in weights.items()})
@@ -175,7 +175,7 @@ class ActorRolloutRefWorker(EngineWorker):
 
         if self._sender is not None:
             self._sender.close()
-        source = PolicySource(self._engine.model, self._wire_dtype(), self._engine.device)
+        source = PolicySource(self._sharded.model, self._wire_dtype(), self._sharded.device)
         self._sender = WeightSender(
             transport, source, receivers, self.rank, self.get_available_master_addr_port()
         )
@@ -189,19 +189,19 @@ class ActorRolloutRefWorker(EngineWorker):
     def export_hf(self, path: str) -> None:
         """Write the merged policy and its tokenizer as a Hugging Face folder."""
         weights = self._full_weights()
-        if self._engine.rank == 0:
+        if self._sharded.rank == 0:
             save_causal_lm(self._config.model, weights, Path(path))
 
     def _full_weights(self) -> dict[str, torch.Tensor]:
         """On rank 0; empty on the others, which take part in gathering."""
         model = self._config.model
         scaling = model.lora_alpha / model.lora_rank if model.lora_rank > 0 else 0.0
-        return merge_lora(self._engine.full_state_dict(), scaling)
+        return merge_lora(self._sharded.full_state_dict(), scaling)
 
     def _adapters(self) -> dict[str, torch.Tensor]:
         """On the CPU; every rank takes part in gathering, only the adapters are gathered."""
         adapters = full_parameters(
-            self._engine.model, self._wire_dtype(), self._engine.device, is_adapter
+            self._sharded.model, self._wire_dtype(), self._sharded.device, is_adapter
         )
         return lora_adapters({name: tensor.cpu() for name, tensor in adapters})
 
@@ -216,7 +216,7 @@ class ActorRolloutRefWorker(EngineWorker):
         return resolve_dtype(self._config.rollout.dtype, auto=auto)
 
 
-class CriticWorker(EngineWorker):
+class CriticWorker(TrainingWorker):
     """The value function."""
 
     def __init__(self, config: CriticConfig, runtime: WorkerRuntime) -> None:
@@ -229,7 +229,7 @@ class CriticWorker(EngineWorker):
     def init_model(self, total_training_steps: int) -> None:
         """Build the value model on the policy's trunk. Raises UserError when it is missing."""
         config = self._config
-        self._engine = FSDPEngine(
+        self._sharded = ShardedModel(
             partial(load_value_model, config.model),
             config.model.fsdp_config,
             self._runtime,
@@ -237,7 +237,7 @@ class CriticWorker(EngineWorker):
             total_training_steps,
         )
         packed = packs_rows(config.model, self._runtime.device)
-        self._critic = DataParallelPPOCritic(config, self._engine, packed=packed)
+        self._critic = DataParallelPPOCritic(config, self._sharded, packed=packed)
 
     @register(dispatch_mode=Dispatch.DP_COMPUTE_PROTO)
     def compute_values(self, data: DataProto) -> DataProto:

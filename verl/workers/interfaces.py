@@ -45,7 +45,7 @@ class EntropyRegularizer(Protocol):
 
 
 @dataclass(frozen=True)
-class EntropyObservation:
+class RolloutEntropies:
     """The policy's entropy on one rollout, as the old-log-prob pass measured it (driver side).
 
     `entropy_BT`, `mask_BT`: (B, T) of all rows, padding rows excluded. `turn_BT`: the turn of each
@@ -65,7 +65,7 @@ class StepHook(Protocol):
         """What the workers need in step `step`; computed from past steps only."""
         ...
 
-    def after_step(self, step: int, observation: EntropyObservation) -> dict[str, float]:
+    def after_step(self, step: int, observation: RolloutEntropies) -> dict[str, float]:
         """Take in the step's entropies; returns metrics."""
         ...
 
@@ -122,7 +122,7 @@ class AgentWorld(Protocol):
         ...
 
     def to_data_proto(self, trajectories: list[Any]) -> Any:
-        """The rows of one rollout (columns: see `agent_system.adapters.verl`)."""
+        """The rows of one rollout (columns: see `agent_system.adapters.rows`)."""
         ...
 
     def metrics(self, trajectories: list[Any]) -> dict[str, float]: ...

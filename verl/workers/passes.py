@@ -17,8 +17,8 @@ from torch import Tensor
 
 from verl.config.model import MicroBatchConfig
 from verl.workers.forward import ForwardInputs, forward_inputs
-from verl.workers.fsdp_engine import FSDPEngine
 from verl.workers.micro_batch import micro_batch_rows
+from verl.workers.sharded_model import ShardedModel
 
 LAYOUT_COLUMNS = ("input_ids", "attention_mask", "response_mask")
 
@@ -39,17 +39,17 @@ class MicroBatch(NamedTuple):
 
 
 def measure(
-    engine: FSDPEngine,
+    sharded: ShardedModel,
     batch: TensorDict,
     config: MicroBatchConfig,
     packed: bool,
     forward: Callable[[ForwardInputs], Mapping[str, Tensor]],
 ) -> dict[str, Tensor]:
     """`forward` of all rows without gradient: named (R, T) tensors on the CPU, 0 off the mask."""
-    engine.model.eval()
+    sharded.model.eval()
     results: dict[str, Tensor] = {}
     with torch.no_grad():
-        for micro in micro_batches(engine, batch.select(*LAYOUT_COLUMNS), config, packed):
+        for micro in micro_batches(sharded, batch.select(*LAYOUT_COLUMNS), config, packed):
             for name, value_BT in forward(micro.inputs).items():
                 empty_RT = torch.zeros(batch["response_mask"].shape, dtype=value_BT.dtype)
                 results.setdefault(name, empty_RT)[micro.rows] = value_BT.cpu()
@@ -57,7 +57,7 @@ def measure(
 
 
 def learn(
-    engine: FSDPEngine,
+    sharded: ShardedModel,
     batch: TensorDict,
     config: MicroBatchConfig,
     packed: bool,
@@ -68,24 +68,24 @@ def learn(
 
     `prefix` (actor, critic) names `grad_norm` and `skipped_steps`.
     """
-    engine.model.train()
+    sharded.model.train()
     totals: dict[str, float] = defaultdict(float)
-    for micro in micro_batches(engine, batch, config, packed):
+    for micro in micro_batches(sharded, batch, config, packed):
         output = loss_of(micro)
-        engine.backward(output.loss)
+        sharded.backward(output.loss)
         for name, value in output.metrics.items():
             totals[name] += float(value)
-    step = engine.optimizer_step()
+    step = sharded.optimizer_step()
     return {
-        **sum_over_ranks(totals, engine),
+        **sum_over_ranks(totals, sharded),
         f"{prefix}/grad_norm": step.grad_norm,
         f"{prefix}/skipped_steps": float(step.skipped),
-        **memory_metrics(engine.device),
+        **memory_metrics(sharded.device),
     }
 
 
 def micro_batches(
-    engine: FSDPEngine, batch: TensorDict, config: MicroBatchConfig, packed: bool
+    sharded: ShardedModel, batch: TensorDict, config: MicroBatchConfig, packed: bool
 ) -> Iterator[MicroBatch]:
     """Equally many on every rank; rows without an active token are left out."""
     for rows in micro_batch_rows(
@@ -93,19 +93,19 @@ def micro_batches(
         batch["response_mask"].any(dim=-1),
         config,
         packed=packed,
-        group=engine.group,
+        group=sharded.group,
     ):
-        columns = batch[rows].to(engine.device)
+        columns = batch[rows].to(sharded.device)
         yield MicroBatch(rows, columns, forward_inputs(columns, packed=packed))
 
 
-def sum_over_ranks(totals: Mapping[str, float], engine: FSDPEngine) -> dict[str, float]:
+def sum_over_ranks(totals: Mapping[str, float], sharded: ShardedModel) -> dict[str, float]:
     """Each number added up over all ranks, which must have the same names."""
     names = sorted(totals)
     values = torch.tensor([totals[name] for name in names], dtype=torch.float64)
-    if engine.world_size > 1:
-        values = values.to(engine.device)
-        dist.all_reduce(values, group=engine.group)
+    if sharded.world_size > 1:
+        values = values.to(sharded.device)
+        dist.all_reduce(values, group=sharded.group)
     return dict(zip(names, values.tolist(), strict=True))
 
 

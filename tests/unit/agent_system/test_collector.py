@@ -17,7 +17,7 @@ from agent_system.environments.pool import EnvWorkerError
 from agent_system.multi_turn_rollout import TrajectoryCollector
 from agent_system.multi_turn_rollout.collector import starting_order
 from agent_system.multi_turn_rollout.episode import request_seed
-from agent_system.multi_turn_rollout.summary import rollout_metrics, trajectory_record
+from agent_system.multi_turn_rollout.summary import episode_metrics, trajectory_record
 from agent_system.types import (
     Episode,
     Generation,
@@ -348,7 +348,7 @@ def test_a_request_past_its_limit_ends_its_own_episode_only(tokenizer, caplog):
     assert other.info["timed_out"] is False
     assert sorted(policy.released) == ["g0/0", "g0/1"]
     assert "episode g0/0 is cut short: the engine did not answer within 9 s" in caplog.text
-    metrics = rollout_metrics([late, other])
+    metrics = episode_metrics([late, other])
     assert (metrics["episode/timed_out"], metrics["episode/truncated"]) == (1, 1)
     assert trajectory_record(late)["timed_out"] is True
 
@@ -362,7 +362,7 @@ def test_responses_cut_by_length_are_counted(tokenizer):
 
     [won] = collect(tokenizer, make_episodes(goals(4)), policy=WordyPolicy(["right"]))
     assert [turn.finish_reason for turn in won.turns] == ["length", "stop", "stop", "stop"]
-    assert rollout_metrics([won])["episode/cut_responses"] == 0.25
+    assert episode_metrics([won])["episode/cut_responses"] == 0.25
     record = trajectory_record(won)
     assert [turn["finish_reason"] for turn in record["turns"]][:2] == ["length", "stop"]
 

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from agent_system.adapters.verl import to_data_proto
+from agent_system.adapters.rows import to_data_proto
 from agent_system.environments.prompting import PlainPrompts
 from agent_system.multi_turn_rollout.conversation import (
     KEPT_SHARE,
@@ -21,10 +21,10 @@ from agent_system.multi_turn_rollout.conversation import (
     segments,
 )
 from agent_system.types import Episode, Observation, ParsedAction, Task, Trajectory, Turn
+from verl.algorithms.aggregation import trajectory_token_weights
+from verl.algorithms.gae import gae
 from verl.config.algorithm import AlgorithmConfig
 from verl.trainer.ppo.advantage_stage import add_advantages, has_company, with_episode_outcome
-from verl.trainer.ppo.aggregation import trajectory_token_weights
-from verl.trainer.ppo.gae import gae
 
 MODEL = Path(__file__).parents[3] / "examples/small_policy/model"
 TOKENIZER = AutoTokenizer.from_pretrained(MODEL)

@@ -31,8 +31,8 @@ def single_rank(monkeypatch: pytest.MonkeyPatch):
     import torch
     import torch.distributed as dist
 
-    from verl.workers.fsdp_engine import init_distributed
     from verl.workers.runtime import WorkerRuntime
+    from verl.workers.sharded_model import init_distributed
 
     monkeypatch.delenv("RANK", raising=False)
     runtime = WorkerRuntime("cpu", seed=0, cpu_threads=torch.get_num_threads())

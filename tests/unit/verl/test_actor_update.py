@@ -6,18 +6,18 @@ import pytest
 import torch
 from tensordict import TensorDict
 
+from verl.algorithms.aggregation import loss_normalizers
 from verl.config.actor import ActorConfig
 from verl.config.model import FSDPConfig, MicroBatchConfig, ModelConfig
 from verl.config.optim import OptimConfig
-from verl.trainer.ppo.aggregation import loss_normalizers
 from verl.trainer.ppo.core_algos import compute_policy_loss_vanilla, full_kl
 from verl.utils.errors import UserError
 from verl.workers.actor.dp_actor import DataParallelPPOActor
 from verl.workers.actor.reference import ReferencePolicy
 from verl.workers.forward import forward_inputs, policy_forward
-from verl.workers.fsdp_engine import FSDPEngine
 from verl.workers.interfaces import StepContext
 from verl.workers.model_loading import load_causal_lm
+from verl.workers.sharded_model import ShardedModel
 
 P, T = 4, 5
 ACTIVE = [5, 3, 4, 1, 5, 2]
@@ -26,7 +26,7 @@ TEMPERATURE = 0.8
 
 def make_engine(path, runtime, optim=None, **model):
     load = partial(load_causal_lm, ModelConfig(path=path, **model))
-    return FSDPEngine(load, FSDPConfig(), runtime, optim or OptimConfig(lr=1e-2), total_steps=10)
+    return ShardedModel(load, FSDPConfig(), runtime, optim or OptimConfig(lr=1e-2), total_steps=10)
 
 
 def make_batch(extra_padding_rows=0):
@@ -243,7 +243,7 @@ def test_full_kl_reads_the_reference_distribution(tiny_model_path, single_rank, 
     frozen = engine
     if lora_rank == 0:
         load = partial(load_causal_lm, ModelConfig(path=tiny_model_path))
-        frozen = FSDPEngine(load, FSDPConfig(), single_rank)
+        frozen = ShardedModel(load, FSDPConfig(), single_rank)
     reference = ReferencePolicy(frozen, is_actor=lora_rank > 0)
     actor = DataParallelPPOActor(config, engine, reference=reference)
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verl.trainer.ppo.advantages import (
+from verl.algorithms.advantages import (
     compute_gdpo_outcome_advantage,
     compute_gpg_outcome_advantage,
     compute_grpo_outcome_advantage,
@@ -19,8 +19,8 @@ from verl.trainer.ppo.advantages import (
     compute_remax_outcome_advantage,
     compute_rloo_outcome_advantage,
 )
-from verl.trainer.ppo.gae import compute_gae_across_turns, compute_gae_advantage_return, gae
-from verl.trainer.ppo.group_advantages import (
+from verl.algorithms.gae import compute_gae_across_turns, compute_gae_advantage_return, gae
+from verl.algorithms.group_advantages import (
     grpo_advantage,
     opo_advantage,
     passk_advantage,

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verl.trainer.ppo.aggregation import (
+from verl.algorithms.aggregation import (
     LOSS_AGG_MODES,
     agg_loss,
     dense_ids,

@@ -6,7 +6,7 @@ import torch
 from tensordict import TensorDict
 
 from verl.protocol import union_numpy_dict, union_tensor_dict
-from verl.utils.batch_merge import deep_equal, union_two_dict
+from verl.protocol.merge import deep_equal, union_two_dict
 
 NAN = float("nan")
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from tensordict import TensorDict
 
+from verl.algorithms.aggregation import loss_normalizers
 from verl.config.critic import CriticConfig
 from verl.config.model import FSDPConfig, ModelConfig
 from verl.config.optim import OptimConfig
-from verl.trainer.ppo.aggregation import loss_normalizers
 from verl.workers.critic.dp_critic import DataParallelPPOCritic
-from verl.workers.fsdp_engine import FSDPEngine
 from verl.workers.model_loading import load_value_model
+from verl.workers.sharded_model import ShardedModel
 
 P, T = 4, 5
 ACTIVE = [5, 3, 4, 1]
@@ -37,7 +37,7 @@ def batch():
 def make(path, runtime, **options):
     load = partial(load_value_model, ModelConfig(path=path))
     optim = OptimConfig(lr=1e-2)
-    engine = FSDPEngine(load, FSDPConfig(), runtime, optim, total_steps=10)
+    engine = ShardedModel(load, FSDPConfig(), runtime, optim, total_steps=10)
     return engine, DataParallelPPOCritic(CriticConfig(**options), engine)
 
 

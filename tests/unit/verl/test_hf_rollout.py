@@ -15,7 +15,7 @@ from verl.workers.model_loading import load_causal_lm, load_tokenizer
 from verl.workers.rollout import batcher
 from verl.workers.rollout.base import build_engine
 from verl.workers.rollout.hf_rollout import HFRollout
-from verl.workers.rollout.slot_cache import SLOT_ATTENTION
+from verl.workers.rollout.row_cache import SLOT_ATTENTION
 from verl.workers.weight_sync import WeightUpdate, pack_weights
 
 MAX_LEN = 200

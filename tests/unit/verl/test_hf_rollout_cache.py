@@ -6,13 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verl.workers.rollout.request import common_prefix
-from verl.workers.rollout.slot_cache import SlotCache, SlotTable, slot_attention
+from verl.workers.rollout.row_cache import RowCache, RowTable, slot_attention
 
 TOKENS = np.array([4, 5, 6])
 
 
 def test_a_trajectory_finds_its_slot_again():
-    table = SlotTable(2)
+    table = RowTable(2)
     slot = table.acquire("a")
     table.put_back(slot, TOKENS)
     other = table.acquire("b")
@@ -22,7 +22,7 @@ def test_a_trajectory_finds_its_slot_again():
 
 
 def test_no_slot_while_all_are_busy():
-    table = SlotTable(1)
+    table = RowTable(1)
     slot = table.acquire("a")
     assert table.acquire("b") is None
     table.put_back(slot, TOKENS)
@@ -31,7 +31,7 @@ def test_no_slot_while_all_are_busy():
 
 
 def test_the_longest_idle_trajectory_makes_room():
-    table = SlotTable(3)
+    table = RowTable(3)
     slots = {name: table.acquire(name) for name in "abc"}
     for name in "bca":
         table.put_back(slots[name], TOKENS)
@@ -40,7 +40,7 @@ def test_the_longest_idle_trajectory_makes_room():
 
 
 def test_a_released_trajectory_is_forgotten_even_while_busy():
-    table = SlotTable(2)
+    table = RowTable(2)
     slot = table.acquire("a")
     table.release("a")
     table.put_back(slot, TOKENS)
@@ -49,7 +49,7 @@ def test_a_released_trajectory_is_forgotten_even_while_busy():
 
 
 def test_forget_all():
-    table = SlotTable(1)
+    table = RowTable(1)
     table.put_back(table.acquire("a"), TOKENS)
     table.forget_all()
     assert table.acquire("a").tokens.size == 0
@@ -58,7 +58,7 @@ def test_forget_all():
 @given(st.integers(1, 12).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1)))))
 def test_busy_slots_get_the_first_rows(case):
     count, chosen = case
-    table = SlotTable(count)
+    table = RowTable(count)
     busy = [table.slots[index] for index in chosen]
     before = {id(slot): slot.row for slot in table.slots}
     pairs = table.to_front(busy)
@@ -69,7 +69,7 @@ def test_busy_slots_get_the_first_rows(case):
 
 
 def test_rows_swap_and_memory_grows_without_loss():
-    cache = SlotCache(slots=3, layers=1, max_length=900)
+    cache = RowCache(slots=3, layers=1, max_length=900)
     position = torch.arange(4)[None]
     contents = torch.arange(4.0).view(1, 1, 4, 1)
     for row in range(3):
@@ -86,7 +86,7 @@ def test_rows_swap_and_memory_grows_without_loss():
 
 
 def test_padding_beyond_the_last_position_hits_the_scratch_position():
-    cache = SlotCache(slots=1, layers=1, max_length=3)
+    cache = RowCache(slots=1, layers=1, max_length=3)
     row = torch.tensor([0])
     cache.select(slice(0, 1), row, torch.tensor([[2, 3, 4]]), 3)
     keys, _ = cache.update(torch.full((1, 1, 3, 1), 7.0), torch.ones(1, 1, 3, 1), 0)

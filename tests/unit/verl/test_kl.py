@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from verl.trainer.ppo.kl import (
+from verl.algorithms.kl import (
     AdaptiveKLController,
     FixedKLController,
     compute_rewards,

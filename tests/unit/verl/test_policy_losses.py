@@ -4,9 +4,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from verl.trainer.ppo.aggregation import LOSS_AGG_MODES, loss_normalizers
-from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY, get_policy_loss_fn
-from verl.trainer.ppo.policy_losses import (
+from verl.algorithms.aggregation import LOSS_AGG_MODES, loss_normalizers
+from verl.algorithms.policy_losses import (
     ClipRange,
     cispo_loss,
     compute_entropy_loss,
@@ -19,6 +18,7 @@ from verl.trainer.ppo.policy_losses import (
     ppo_clip_loss,
     value_loss,
 )
+from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY, get_policy_loss_fn
 
 CLIP = ClipRange(0.2, 0.2)
 CONFIG = SimpleNamespace(

@@ -7,10 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verl.config.checks import check_values
-from verl.config.compose import compose_config
-from verl.trainer.ppo.core_algos import compute_policy_loss_vanilla
-from verl.trainer.ppo.rollout_correction import (
+from verl.algorithms.rollout_correction import (
     MAX_LOG_RATIO,
     correction,
     mismatch_metrics,
@@ -19,6 +16,9 @@ from verl.trainer.ppo.rollout_correction import (
     token_mask,
     token_tis,
 )
+from verl.config.checks import check_values
+from verl.config.compose import compose_config
+from verl.trainer.ppo.core_algos import compute_policy_loss_vanilla
 from verl.utils.errors import UserError
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])

@@ -92,7 +92,7 @@ def test_the_loss_is_the_weighted_mean_of_the_log_likelihood(games, tmp_path):
     examples = load_data(config)[0].examples(0)[:3]
     measured = worker.evaluate(to_batch(examples, ranks=1))
 
-    model = worker._engine.model
+    model = worker._sharded.model
     weighted, weights, reply_sum, replies = 0.0, 0.0, 0.0, 0
     for example in examples:
         ids = torch.from_numpy(example.ids)
@@ -116,7 +116,7 @@ def test_label_smoothing_is_that_of_torch(games, tmp_path):
         ids = torch.from_numpy(example.ids)
         learned = example.weight[1:] == 1
         with torch.no_grad():
-            logits.append(worker._engine.model(input_ids=ids[None]).logits[0, :-1][learned])
+            logits.append(worker._sharded.model(input_ids=ids[None]).logits[0, :-1][learned])
         targets.append(ids[1:][learned])
     stacked, target = torch.cat(logits), torch.cat(targets)
     expected = torch.nn.functional.cross_entropy(stacked, target, label_smoothing=0.1)
@@ -149,7 +149,7 @@ def test_training_learns_the_conversations_and_exports_a_model(games, tmp_path):
     batch = to_batch(trainer.train.examples(0), ranks=1)
     with torch.no_grad():
         exported = model(input_ids=batch.batch["input_ids"]).logits
-        trained = trainer.workers._worker._engine.model(input_ids=batch.batch["input_ids"]).logits
+        trained = trainer.workers._worker._sharded.model(input_ids=batch.batch["input_ids"]).logits
     torch.testing.assert_close(exported, trained)
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
     assert (tmp_path / "run" / "global_step_45" / "driver.pt").is_file()
@@ -168,7 +168,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(games, tmp_path):
     second.fit()
     assert second.step == at_once.step == 12
     assert losses(logged_first + logged_second) == losses(logged_at_once)
-    weights = [t.workers._worker._engine.full_state_dict() for t in (at_once, second)]
+    weights = [t.workers._worker._sharded.full_state_dict() for t in (at_once, second)]
     for name, tensor in weights[0].items():
         assert torch.equal(tensor, weights[1][name]), name
 
@@ -210,7 +210,7 @@ def test_random_weights_need_an_architecture(games, tmp_path):
 def test_the_seed_draws_the_weights(games, tmp_path, seed):
     def first_weight(value):
         worker = started_worker(configured(games, tmp_path, f"trainer.seed={value}"))
-        return next(iter(worker._engine.full_state_dict().values()))
+        return next(iter(worker._sharded.full_state_dict().values()))
 
     assert torch.equal(first_weight(seed), first_weight(seed))
     assert not torch.equal(first_weight(seed), first_weight(seed + 1))

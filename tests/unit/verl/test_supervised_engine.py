@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verl.workers.rollout.accounting import RequestLog, rollout_metrics
+from verl.workers.rollout.accounting import RequestLog, engine_metrics
 from verl.workers.rollout.base import EngineDiedError, Generation
 from verl.workers.rollout.supervised import EngineGaveUpError, SupervisedEngine, WeightsLostError
 from verl.workers.weight_sync import WeightUpdate
@@ -429,7 +429,7 @@ def test_metrics_of_two_workers():
         "engine/busy_seconds": 8.0, "engine/timeouts": 2.0, "env/replacements": 3.0,
         "env/loaded_ahead": 6.0,
     })  # fmt: skip
-    assert rollout_metrics([first, second], seconds=10.0) == {
+    assert engine_metrics([first, second], seconds=10.0) == {
         "rollout/generated_tokens": 400.0,
         "rollout/prefilled_tokens": 200.0,
         "rollout/prefix_cache_hit_rate": 0.5,  # 200 / (200 + 200)
@@ -443,7 +443,7 @@ def test_metrics_of_two_workers():
 
 
 def test_what_was_not_measured_is_absent():
-    metrics = rollout_metrics([counters()], seconds=0.0)
+    metrics = engine_metrics([counters()], seconds=0.0)
     assert "rollout/prefix_cache_hit_rate" not in metrics
     assert "rollout/engine_idle_share" not in metrics
     assert metrics["rollout/generated_tokens"] == 0.0

@@ -9,14 +9,14 @@ from torch.distributed.tensor import DTensor
 from verl.config.actor import ActorRolloutRefConfig, RolloutConfig
 from verl.config.model import FSDPConfig, ModelConfig
 from verl.config.root import PPOConfig
+from verl.config.transport import resolve_transport, transport_environment
 from verl.utils.errors import UserError
-from verl.workers.fsdp_engine import FSDPEngine
 from verl.workers.model_loading import load_causal_lm
+from verl.workers.sharded_model import ShardedModel
 from verl.workers.weight_sync import client as client_module
 from verl.workers.weight_sync.client import Receivers, RolloutClient
 from verl.workers.weight_sync.gather import full_parameters, sharded_parameters, wire_dtype
 from verl.workers.weight_sync.sync import ObjectStoreSync, TransferSync, build_weight_sync
-from verl.workers.weight_sync.transport import resolve_transport, transport_environment
 
 # --- which way they go ---------------------------------------------------------------------------
 
@@ -79,7 +79,7 @@ def test_a_transport_serves_one_placement(transport, mode, reason):
 
 def test_gathered_parameters_are_a_checkpoint_in_the_engines_dtype(tiny_model_path, single_rank):
     load = partial(load_causal_lm, ModelConfig(path=tiny_model_path))
-    engine = FSDPEngine(load, FSDPConfig(), single_rank)
+    engine = ShardedModel(load, FSDPConfig(), single_rank)
     want = engine.full_state_dict()
     with torch.no_grad():  # leaves the root module's weights gathered: no DTensors any more
         engine.model(torch.tensor([[3, 4]]))

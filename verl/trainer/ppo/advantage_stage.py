@@ -8,13 +8,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from verl.algorithms.aggregation import dense_ids
+from verl.algorithms.kl import kl_in_reward
+from verl.algorithms.rollout_correction import correction, mismatch_metrics, token_log_ratio
 from verl.config.algorithm import AlgorithmConfig
 from verl.config.root import PPOConfig
 from verl.protocol import DataProto
-from verl.trainer.ppo.aggregation import dense_ids
 from verl.trainer.ppo.core_algos import AdvantageEstimator, get_adv_estimator_fn
-from verl.trainer.ppo.kl import kl_in_reward
-from verl.trainer.ppo.rollout_correction import correction, mismatch_metrics, token_log_ratio
 
 UNGROUPED_ESTIMATORS = {
     AdvantageEstimator.GAE,

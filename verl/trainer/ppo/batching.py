@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from verl.algorithms.aggregation import loss_normalizers, trajectory_token_weights
 from verl.protocol import DataProto
-from verl.trainer.ppo.aggregation import loss_normalizers, trajectory_token_weights
 from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
 
 PADDING_UID = "padding"

@@ -12,6 +12,7 @@ import torch
 from verl.config.machine import resolve_engine
 from verl.config.placement import rollout_worker_count
 from verl.config.root import PPOConfig
+from verl.config.transport import resolve_transport, transport_environment
 from verl.single_controller.ray.base import (
     RayClassWithInitArgs,
     RayResourcePool,
@@ -20,12 +21,11 @@ from verl.single_controller.ray.base import (
 )
 from verl.trainer.ppo.placement import rollout_placements, trainer_pool
 from verl.utils.errors import UserError
-from verl.workers.fsdp_workers import ActorRolloutRefWorker, CriticWorker
+from verl.workers.fsdp_workers import CriticWorker, PolicyWorker
 from verl.workers.interfaces import AgentWorld, EntropyRegularizer
-from verl.workers.rollout.group import RolloutGroup
+from verl.workers.rollout.rollout_workers import RolloutWorkers
 from verl.workers.runtime import WorkerRuntime
 from verl.workers.weight_sync.sync import WeightSync, build_weight_sync
-from verl.workers.weight_sync.transport import resolve_transport, transport_environment
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Workers:
 
     actor: RayWorkerGroup
     critic: RayWorkerGroup | None
-    rollouts: RolloutGroup
+    rollouts: RolloutWorkers
     weights: WeightSync
 
 
@@ -141,7 +141,7 @@ def start_trainers(
     runtime = WorkerRuntime(device, config.trainer.seed, config.trainer.cpu_threads_per_worker)
     classes = {
         "actor": RayClassWithInitArgs(
-            ray.remote(ActorRolloutRefWorker),
+            ray.remote(PolicyWorker),
             config.actor_rollout_ref,
             runtime,
             regularizer,
@@ -162,9 +162,9 @@ def start_trainers(
     return trainers
 
 
-def start_rollouts(config: PPOConfig, world: AgentWorld, pool: RayResourcePool) -> RolloutGroup:
+def start_rollouts(config: PPOConfig, world: AgentWorld, pool: RayResourcePool) -> RolloutWorkers:
     """Begin to boot engines and environments; `pool` has the trainers' places."""
     device = resolve_device(config.trainer.device)
     placements = rollout_placements(config, device, pool)
     env_vars = rollout_environment(config, device)
-    return RolloutGroup(world.worker_class, config, device, placements, env_vars)
+    return RolloutWorkers(world.worker_class, config, device, placements, env_vars)

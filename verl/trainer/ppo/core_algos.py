@@ -9,7 +9,7 @@ from collections.abc import Callable
 from enum import Enum, StrEnum
 from typing import Any
 
-from verl.trainer.ppo.advantages import (
+from verl.algorithms.advantages import (
     compute_gdpo_outcome_advantage,
     compute_gpg_outcome_advantage,
     compute_grpo_outcome_advantage,
@@ -20,9 +20,9 @@ from verl.trainer.ppo.advantages import (
     compute_remax_outcome_advantage,
     compute_rloo_outcome_advantage,
 )
-from verl.trainer.ppo.aggregation import agg_loss, loss_normalizers, trajectory_token_weights
-from verl.trainer.ppo.gae import compute_gae_across_turns, compute_gae_advantage_return
-from verl.trainer.ppo.kl import (
+from verl.algorithms.aggregation import agg_loss, loss_normalizers, trajectory_token_weights
+from verl.algorithms.gae import compute_gae_across_turns, compute_gae_advantage_return
+from verl.algorithms.kl import (
     AdaptiveKLController,
     FixedKLController,
     compute_rewards,
@@ -32,7 +32,7 @@ from verl.trainer.ppo.kl import (
     kl_penalty,
     kl_penalty_forward,
 )
-from verl.trainer.ppo.policy_losses import (
+from verl.algorithms.policy_losses import (
     compute_entropy_loss,
     compute_policy_loss,
     compute_policy_loss_cispo,

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from verl.algorithms.aggregation import dense_ids
 from verl.protocol import DataProto
-from verl.trainer.ppo.aggregation import dense_ids
 
 # Columns with one value an episode, repeated in each of its rows -> the metric they become.
 EPISODE_COLUMNS = {

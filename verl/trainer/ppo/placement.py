@@ -10,7 +10,7 @@ from verl.config.placement import has_own_gpus, rollout_worker_count
 from verl.config.root import PPOConfig
 from verl.single_controller.ray.base import RayResourcePool
 from verl.single_controller.ray.resource_pool import Place
-from verl.workers.rollout.group import RolloutPlacement
+from verl.workers.rollout.rollout_workers import RolloutPlacement
 
 # Who shares a GPU: the training worker (actor and critic in one process) and a colocated engine.
 GROUPS_PER_GPU = 2

@@ -29,7 +29,7 @@ from verl.utils.errors import UserError
 from verl.utils.logging import progress
 from verl.utils.timing import PhaseTimer
 from verl.utils.tracking import Tracking
-from verl.workers.interfaces import AgentWorld, EntropyObservation, Plugin, StepContext
+from verl.workers.interfaces import AgentWorld, Plugin, RolloutEntropies, StepContext
 
 logger = logging.getLogger(__name__)
 
@@ -198,7 +198,7 @@ class RayPPOTrainer:
         threshold = self.config.trainer.log_entropy_above
         metrics = sampling_metrics(batch, self.step, threshold)
         if self.plugin is not None:
-            observation = EntropyObservation(
+            observation = RolloutEntropies(
                 batch.batch["entropys"],
                 batch.batch["response_mask"],
                 batch.batch["turn_ids"],

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from verl.config.root import PPOConfig
 from verl.utils.logging import progress
 from verl.workers.interfaces import AgentWorld
-from verl.workers.rollout.group import RolloutGroup
+from verl.workers.rollout.rollout_workers import RolloutWorkers
 
 T = TypeVar("T")
 
@@ -45,10 +45,10 @@ class RolloutPipeline:
     its tasks again, with the restored weights, and is on-policy in its first step.
     """
 
-    def __init__(self, config: PPOConfig, world: AgentWorld, engines: RolloutGroup) -> None:
+    def __init__(self, config: PPOConfig, world: AgentWorld, rollouts: RolloutWorkers) -> None:
         self._config = config
         self._world = world
-        self._engines = engines
+        self._rollouts = rollouts
         self._pending: _Pending | None = None
 
     def load_ahead(self) -> None:
@@ -58,7 +58,7 @@ class RolloutPipeline:
             RuntimeError: the one before has not been taken.
         """
         self._pending = self._draw()
-        self._engines.load_ahead(self._pending.episodes)
+        self._rollouts.load_ahead(self._pending.episodes)
 
     def start(self, step: int) -> None:
         """Begin the rollout of `step` in the background.
@@ -103,11 +103,11 @@ class RolloutPipeline:
         seed = self._config.trainer.seed * 1_000_003 + step
         start = time.perf_counter()
         with progress(total=len(episodes), description="episodes") as bar:
-            trajectories = self._engines.collect(
+            trajectories = self._rollouts.collect(
                 episodes, self._world.sampling("train"), seed, lambda _: bar.update()
             )
         seconds = time.perf_counter() - start
-        return Rollout(trajectories, {**self._engines.metrics(), "timing_s/rollout": seconds})
+        return Rollout(trajectories, {**self._rollouts.metrics(), "timing_s/rollout": seconds})
 
 
 def run_in_thread(work: Callable[[], T], name: str) -> Future[T]:

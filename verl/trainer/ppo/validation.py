@@ -13,7 +13,7 @@ from verl.config.root import PPOConfig
 from verl.trainer.ppo.metric_utils import wilson_interval
 from verl.utils.logging import progress
 from verl.workers.interfaces import AgentWorld, TaskSet
-from verl.workers.rollout.group import RolloutGroup
+from verl.workers.rollout.rollout_workers import RolloutWorkers
 
 VALIDATION_SEED = 20_251_122  # the same sampling noise in every validation of every run
 
@@ -21,7 +21,7 @@ VALIDATION_SEED = 20_251_122  # the same sampling noise in every validation of e
 class Validator:
     """Plays every task set of `env.val` in every mode of `trainer.validation`."""
 
-    def __init__(self, config: PPOConfig, world: AgentWorld, rollouts: RolloutGroup) -> None:
+    def __init__(self, config: PPOConfig, world: AgentWorld, rollouts: RolloutWorkers) -> None:
         self._options = config.trainer.validation
         self._in_flight = config.data.val_batch_size
         self._world = world

@@ -1,4 +1,4 @@
-"""One rank of behaviour cloning: the training engine with a weighted log-likelihood loss.
+"""One rank of behaviour cloning: a sharded model with a weighted log-likelihood loss.
 
 Shapes: B rows of a micro-batch, S tokens.
 """
@@ -19,8 +19,7 @@ from verl.single_controller.base.decorator import Dispatch, register
 from verl.utils.errors import UserError
 from verl.utils.logging import setup_logging
 from verl.workers.forward import ForwardInputs, active_logits, policy_statistics
-from verl.workers.fsdp_engine import FSDPEngine
-from verl.workers.fsdp_workers import EngineWorker
+from verl.workers.fsdp_workers import TrainingWorker
 from verl.workers.model_loading import (
     load_causal_lm,
     packs_rows,
@@ -30,10 +29,11 @@ from verl.workers.model_loading import (
 )
 from verl.workers.passes import LossOutput, MicroBatch, learn, micro_batches, sum_over_ranks
 from verl.workers.runtime import WorkerRuntime
+from verl.workers.sharded_model import ShardedModel
 from verl.workers.weight_sync import merge_lora
 
 
-class SFTWorker(EngineWorker):
+class SFTWorker(TrainingWorker):
     """Minimises sum(weight * -log p(token)) / sum(weight) over the batch that all ranks share."""
 
     def __init__(self, config: SFTConfig, runtime: WorkerRuntime) -> None:
@@ -52,7 +52,7 @@ class SFTWorker(EngineWorker):
         """
         config = self._config
         load = load_random_lm if config.model.init == "random" else load_causal_lm
-        self._engine = FSDPEngine(
+        self._sharded = ShardedModel(
             partial(load, config.model),
             config.fsdp_config,
             self._runtime,
@@ -65,24 +65,24 @@ class SFTWorker(EngineWorker):
         """One optimiser step. Metrics of the whole batch, equal on all ranks."""
         config = self._config.data.micro_batch
         loss_of = partial(self._loss, sums=batch.meta_info)
-        metrics = learn(self._engine, batch.batch, config, self._packed, loss_of, "sft")
-        return metrics | {"sft/lr": self._engine.step_lr()}
+        metrics = learn(self._sharded, batch.batch, config, self._packed, loss_of, "sft")
+        return metrics | {"sft/lr": self._sharded.step_lr()}
 
     @register(dispatch_mode=Dispatch.DP_COMPUTE_METRIC)
     def evaluate(self, batch: DataProto) -> dict[str, float]:
         """The losses of `update` without learning."""
-        self._engine.model.eval()
+        self._sharded.model.eval()
         totals: Counter[str] = Counter()
         config = self._config.data.micro_batch
         with torch.no_grad():
-            for micro in micro_batches(self._engine, batch.batch, config, self._packed):
+            for micro in micro_batches(self._sharded, batch.batch, config, self._packed):
                 totals.update(self._loss(micro, batch.meta_info).metrics)
-        return sum_over_ranks(totals, self._engine)
+        return sum_over_ranks(totals, self._sharded)
 
     def _loss(self, micro: MicroBatch, sums: dict[str, float]) -> LossOutput:
         """`sums`: weight_sum and reply_tokens of the whole batch (see `batches.to_batch`)."""
         weight_BS: Tensor = micro.columns["loss_weight"]
-        logits_NV = active_logits(self._engine.model, micro.inputs)
+        logits_NV = active_logits(self._sharded.model, micro.inputs)
         log_prob_BS = policy_statistics(logits_NV, micro.inputs, temperature=1.0).log_prob_N
         learned_BS = self._smoothed(log_prob_BS, logits_NV, micro.inputs)
         loss = -(weight_BS * learned_BS).sum() / sums["weight_sum"]
@@ -110,8 +110,8 @@ class SFTWorker(EngineWorker):
         """Write the merged model and its tokenizer as a Hugging Face folder."""
         model = self._config.model
         scaling = model.lora_alpha / model.lora_rank if model.lora_rank > 0 else 0.0
-        weights = merge_lora(self._engine.full_state_dict(), scaling)
-        if self._engine.rank == 0:
+        weights = merge_lora(self._sharded.full_state_dict(), scaling)
+        if self._sharded.rank == 0:
             save_causal_lm(model, weights, Path(path))
 
 

@@ -23,9 +23,9 @@ from verl.workers.forward import (
     policy_forward,
     policy_statistics,
 )
-from verl.workers.fsdp_engine import FSDPEngine
 from verl.workers.interfaces import EntropyRegularizer
 from verl.workers.passes import LossOutput, MicroBatch, learn, measure
+from verl.workers.sharded_model import ShardedModel
 
 POLICY_COLUMNS = (
     "input_ids",
@@ -44,7 +44,7 @@ class DataParallelPPOActor:
     def __init__(
         self,
         config: ActorConfig,
-        engine: FSDPEngine,
+        sharded: ShardedModel,
         *,
         packed: bool = False,
         regularizer: EntropyRegularizer | None = None,
@@ -59,7 +59,7 @@ class DataParallelPPOActor:
             UserError: unknown policy loss, or a KL loss without a reference.
         """
         self._config = config
-        self._engine = engine
+        self._sharded = sharded
         self._packed = packed
         self._regularizer = regularizer
         self._reference = reference
@@ -82,10 +82,10 @@ class DataParallelPPOActor:
         """`log_probs` and `entropys` of the response tokens, (R, T) float32 on the CPU."""
 
         def forward(inputs: ForwardInputs) -> dict[str, Tensor]:
-            statistics = policy_forward(self._engine.model, inputs, temperature)
+            statistics = policy_forward(self._sharded.model, inputs, temperature)
             return {"log_probs": statistics.log_prob_N, "entropys": statistics.entropy_N}
 
-        return measure(self._engine, batch, config, self._packed, forward)
+        return measure(self._sharded, batch, config, self._packed, forward)
 
     def update_policy(self, batch: TensorDict, meta_info: Mapping[str, Any]) -> dict[str, float]:
         """One optimiser step on a mini-batch; metrics of the whole of it, equal on all ranks.
@@ -95,7 +95,7 @@ class DataParallelPPOActor:
         """
         weights = {ROLLOUT_WEIGHTS} & set(batch.keys())
         return learn(
-            self._engine,
+            self._sharded,
             batch.select(*self._columns, *weights),
             self._micro_batch_config(),
             self._packed,
@@ -115,7 +115,7 @@ class DataParallelPPOActor:
         temperature = meta_info["temperature"]
         # the reference first: with LoRA it is the same sharded model, whose backward comes next
         reference_NV = self._reference.logits(micro.inputs) if self._full_kl else None
-        logits_NV = active_logits(self._engine.model, micro.inputs)
+        logits_NV = active_logits(self._sharded.model, micro.inputs)
         log_prob_BT, entropy_BT = policy_statistics(logits_NV, micro.inputs, temperature)
 
         loss, metrics = self._policy_gradient(log_prob_BT, micro.columns, meta_info)

@@ -15,8 +15,8 @@ from verl.config.critic import CriticConfig
 from verl.config.model import MicroBatchConfig
 from verl.trainer.ppo.core_algos import agg_loss, compute_value_loss
 from verl.workers.forward import value_forward
-from verl.workers.fsdp_engine import FSDPEngine
 from verl.workers.passes import LossOutput, MicroBatch, learn, measure
+from verl.workers.sharded_model import ShardedModel
 
 VALUE_COLUMNS = ("input_ids", "attention_mask", "response_mask", "values", "returns")
 
@@ -24,9 +24,11 @@ VALUE_COLUMNS = ("input_ids", "attention_mask", "response_mask", "values", "retu
 class DataParallelPPOCritic:
     """Predicts the return from each state, the state being all tokens before the response token."""
 
-    def __init__(self, config: CriticConfig, engine: FSDPEngine, *, packed: bool = False) -> None:
+    def __init__(
+        self, config: CriticConfig, sharded: ShardedModel, *, packed: bool = False
+    ) -> None:
         self._config = config
-        self._engine = engine
+        self._sharded = sharded
         self._packed = packed
         self._micro_batch = MicroBatchConfig(
             config.ppo_micro_batch_size_per_gpu,
@@ -37,11 +39,11 @@ class DataParallelPPOCritic:
     def compute_values(self, batch: TensorDict) -> Tensor:
         """(R, T) float32 on the CPU, 0 off the mask."""
         values = measure(
-            self._engine,
+            self._sharded,
             batch,
             self._micro_batch,
             self._packed,
-            lambda inputs: {"values": value_forward(self._engine.model, inputs)},
+            lambda inputs: {"values": value_forward(self._sharded.model, inputs)},
         )
         return values["values"]
 
@@ -51,7 +53,7 @@ class DataParallelPPOCritic:
         `meta_info`: the mini-batch's batch_num_tokens and global_batch_size.
         """
         return learn(
-            self._engine,
+            self._sharded,
             batch.select(*VALUE_COLUMNS),
             self._micro_batch,
             self._packed,
@@ -60,7 +62,7 @@ class DataParallelPPOCritic:
         )
 
     def _loss(self, micro: MicroBatch, meta_info: Mapping[str, Any]) -> LossOutput:
-        predicted_BT = value_forward(self._engine.model, micro.inputs)
+        predicted_BT = value_forward(self._sharded.model, micro.inputs)
         mask_BT = micro.columns["response_mask"]
         tokens = meta_info["batch_num_tokens"]
         loss, clip_share = compute_value_loss(

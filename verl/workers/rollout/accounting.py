@@ -49,7 +49,7 @@ class RequestLog:
             return {"requests": self._requests, "timeouts": self._timeouts, "busy_seconds": busy}
 
 
-def rollout_metrics(workers: Sequence[Mapping[str, float]], seconds: float) -> dict[str, float]:
+def engine_metrics(workers: Sequence[Mapping[str, float]], seconds: float) -> dict[str, float]:
     """`rollout/*` of what the workers did in `seconds` of collecting.
 
     `workers`: what the counters of each (`RolloutWorker.stats`) grew by. What nothing was measured

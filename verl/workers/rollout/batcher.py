@@ -22,8 +22,8 @@ from verl.workers.forward import head_input
 from verl.workers.micro_batch import sizes_by_tokens
 from verl.workers.model_loading import stop_token_ids
 from verl.workers.rollout.request import Request, StopStrings, common_prefix
+from verl.workers.rollout.row_cache import RowCache, RowTable
 from verl.workers.rollout.sampling import SamplingBatch, sample
-from verl.workers.rollout.slot_cache import SlotCache, SlotTable
 from verl.workers.weight_sync import WeightUpdate, checksum, load_packed_weights, pack_weights
 
 PREFILL_TOKENS = 8192  # tokens of one prefill forward, padding included
@@ -66,8 +66,8 @@ class ContinuousBatcher:
         self.end_tokens = stop_token_ids(model, tokenizer)
         self._ends_with = StopStrings(tokenizer)
         layers = model.config.get_text_config().num_hidden_layers
-        self._cache = SlotCache(max_num_seqs, layers, max_model_len)
-        self._table = SlotTable(max_num_seqs)
+        self._cache = RowCache(max_num_seqs, layers, max_model_len)
+        self._table = RowTable(max_num_seqs)
         self._version = 0
         self._waiting: deque[Request] = deque()
         # after `_arrange` the request of row i is at place i

@@ -31,7 +31,7 @@ from verl.workers.rollout.base import (
 )
 from verl.workers.rollout.batcher import ContinuousBatcher
 from verl.workers.rollout.request import Request
-from verl.workers.rollout.slot_cache import SLOT_ATTENTION
+from verl.workers.rollout.row_cache import SLOT_ATTENTION
 from verl.workers.weight_sync import WeightUpdate
 
 logger = logging.getLogger(__name__)

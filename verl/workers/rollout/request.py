@@ -12,7 +12,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from verl.workers.rollout.base import Generation, SamplingSettings
-from verl.workers.rollout.slot_cache import Slot
+from verl.workers.rollout.row_cache import Slot
 
 
 @dataclass(eq=False)

@@ -9,11 +9,11 @@ import ray
 
 from verl.config.machine import resolve_engine
 from verl.config.root import PPOConfig
+from verl.config.transport import Transport, resolve_transport
 from verl.single_controller.ray.base import RayWorkerGroup
 from verl.utils.errors import UserError
-from verl.workers.rollout.group import RolloutGroup
+from verl.workers.rollout.rollout_workers import RolloutWorkers
 from verl.workers.weight_sync.client import Receivers, RolloutClient
-from verl.workers.weight_sync.transport import Transport, resolve_transport
 
 
 class WeightSync(Protocol):
@@ -30,7 +30,7 @@ class ObjectStoreSync:
     there once, and each engine reads them from the shared memory of its node."""
 
     actor: RayWorkerGroup
-    rollouts: RolloutGroup
+    rollouts: RolloutWorkers
 
     def sync(self, version: int) -> None:
         of_ranks = self.actor.publish_weights(version)
@@ -48,7 +48,7 @@ class TransferSync:
 
     transport: Transport
     actor: RayWorkerGroup
-    rollouts: RolloutGroup
+    rollouts: RolloutWorkers
     gpus_each: int
     trainers_wait: bool  # for the rollout, instead of training meanwhile
 
@@ -71,7 +71,7 @@ class TransferSync:
 
 
 def build_weight_sync(
-    config: PPOConfig, device: str, actor: RayWorkerGroup, rollouts: RolloutGroup
+    config: PPOConfig, device: str, actor: RayWorkerGroup, rollouts: RolloutWorkers
 ) -> WeightSync:
     """The way that `rollout.weight_sync` names. Raises UserError when it is impossible here."""
     policy, rollout = config.actor_rollout_ref, config.actor_rollout_ref.rollout

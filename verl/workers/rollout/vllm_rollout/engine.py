@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from verl.config.actor import ActorRolloutRefConfig
+from verl.config.transport import resolve_transport, transport_environment
 from verl.utils.loop_thread import LoopThread
 from verl.workers.rollout.base import (
     ENGINES,
@@ -30,7 +31,6 @@ from verl.workers.rollout.vllm_rollout.model_facts import (
 )
 from verl.workers.rollout.vllm_rollout.weight_files import weight_file, zeros
 from verl.workers.weight_sync import LoraAdapter, WeightUpdate
-from verl.workers.weight_sync.transport import resolve_transport, transport_environment
 
 if TYPE_CHECKING:
     from vllm import SamplingParams

@@ -3,7 +3,7 @@
 import pytest
 
 from agent_system.config import RewardConfig
-from agent_system.reward_manager import EpisodeRewardManager
+from agent_system.rewards import EpisodeRewardManager
 from agent_system.types import Observation, StepResult
 
 

@@ -20,18 +20,7 @@ import torch
 from tensordict import TensorDict
 from torch.utils.data import DataLoader
 
-from verl.utils import batch_shape
-from verl.utils.batch_future import DataProtoFuture
-from verl.utils.batch_merge import (
-    list_of_dict_to_dict_of_list,
-    merge_meta_info,
-    union_numpy_dict,
-    union_tensor_dict,
-    union_two_dict,
-)
-from verl.utils.batch_padding import DataProtoConfig, pad_dataproto_to_divisor, unpad_dataproto
-from verl.utils.batch_shape import fold_batch_dim, unfold_batch_dim
-from verl.utils.tensor_codec import (
+from verl.protocol.codec import (
     deserialize_single_tensor,
     deserialize_tensordict,
     join_tensordict,
@@ -39,6 +28,17 @@ from verl.utils.tensor_codec import (
     serialize_tensordict,
     split_tensordict,
 )
+from verl.protocol.merge import (
+    list_of_dict_to_dict_of_list,
+    merge_meta_info,
+    union_numpy_dict,
+    union_tensor_dict,
+    union_two_dict,
+)
+from verl.utils import batch_shape
+from verl.utils.batch_future import DataProtoFuture
+from verl.utils.batch_padding import DataProtoConfig, pad_dataproto_to_divisor, unpad_dataproto
+from verl.utils.batch_shape import fold_batch_dim, unfold_batch_dim
 
 __all__ = [
     "DataProto",

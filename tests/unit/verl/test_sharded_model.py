@@ -9,15 +9,15 @@ from verl.config.model import FSDPConfig, ModelConfig
 from verl.config.optim import OptimConfig
 from verl.utils.errors import UserError
 from verl.workers.forward import forward_inputs, policy_forward
-from verl.workers.fsdp_engine import FSDPEngine
 from verl.workers.model_loading import load_causal_lm
+from verl.workers.sharded_model import ShardedModel
 
 OPTIM = OptimConfig(lr=1e-2, lr_warmup_steps=3)
 
 
 def make_engine(path, runtime, optim=OPTIM, fsdp=None, **model):
     load = partial(load_causal_lm, ModelConfig(path=path, **model))
-    return FSDPEngine(load, fsdp or FSDPConfig(), runtime, optim, total_steps=10)
+    return ShardedModel(load, fsdp or FSDPConfig(), runtime, optim, total_steps=10)
 
 
 def step(engine, seed):

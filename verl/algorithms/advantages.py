@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verl.trainer.ppo.aggregation import dense_ids
-from verl.trainer.ppo.gae import gae
-from verl.trainer.ppo.group_advantages import (
+from verl.algorithms.aggregation import dense_ids
+from verl.algorithms.gae import gae
+from verl.algorithms.group_advantages import (
     Ids,
     gpg_advantage,
     grpo_advantage,

@@ -14,7 +14,7 @@ import ray
 from ray.actor import ActorHandle
 
 from verl.config.root import PPOConfig
-from verl.workers.rollout.accounting import rollout_metrics
+from verl.workers.rollout.accounting import engine_metrics
 from verl.workers.rollout.worker_handle import CONTROL, WORKER_LOST, WorkerHandle
 
 CLOSE_S = 30.0  # what a worker has to close by itself
@@ -30,7 +30,7 @@ class RolloutPlacement:
     env_vars: dict[str, str] = field(default_factory=dict)  # of this worker alone
 
 
-class RolloutGroup:
+class RolloutWorkers:
     """N Ray actors, each an engine with its environment slots."""
 
     def __init__(
@@ -143,7 +143,7 @@ class RolloutGroup:
         return [finished[episode.traj_uid] for episode in episodes if episode.traj_uid in finished]
 
     def metrics(self) -> dict[str, float]:
-        """`rollout/*` of everything collected since the last call (see `rollout_metrics`), and
+        """`rollout/*` of everything collected since the last call (see `engine_metrics`), and
         `rollout/worker_restarts`.
 
         What a worker that died had counted since then is lost with it.
@@ -154,7 +154,7 @@ class RolloutGroup:
         restarts = sum(handle.restarts for handle in self._handles)
         told, self._restarts_told = self._restarts_told, restarts
         return {
-            **rollout_metrics(grown, seconds),
+            **engine_metrics(grown, seconds),
             "rollout/worker_restarts": float(restarts - told),
         }
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from agent_system.adapters.verl import rollout_metrics, to_data_proto, trajectory_record
+from agent_system.adapters.rows import episode_metrics, to_data_proto, trajectory_record
 from agent_system.types import Episode, ParsedAction, Task, Trajectory, Turn
 
 PAD = 99
@@ -253,12 +253,12 @@ def test_the_attended_tokens_of_a_row_are_what_the_engine_saw(trajectories, kind
         assert positions == list(range(len(seen)))
 
 
-def test_rollout_metrics_by_hand():
+def test_episode_metrics_by_hand():
     other = make_trajectory(
         [make_turn(0, [1], [2])] * 3, name="boil", member=2, reason="failure", lenient=True
     )
     lost = make_trajectory([], member=3, reason="env_error", timing_s={})
-    metrics = rollout_metrics([two_turns(), one_turn(), other, lost])
+    metrics = episode_metrics([two_turns(), one_turn(), other, lost])
     assert metrics["episode/success_rate"] == pytest.approx(
         1 / 3
     )  # the lost episode does not count
@@ -277,9 +277,9 @@ def test_rollout_metrics_by_hand():
     assert metrics["timing_s/episode/generate"] == 3.0
 
 
-def test_rollout_metrics_leave_out_what_was_not_measured():
-    assert "episode/admissible_ratio" not in rollout_metrics([one_turn()])
-    assert rollout_metrics([make_trajectory([], reason="env_error")]) == {
+def test_episode_metrics_leave_out_what_was_not_measured():
+    assert "episode/admissible_ratio" not in episode_metrics([one_turn()])
+    assert episode_metrics([make_trajectory([], reason="env_error")]) == {
         "episode/truncated": 0.0,
         "episode/overlong": 0.0,
         "episode/env_error": 1.0,

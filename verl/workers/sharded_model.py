@@ -70,7 +70,7 @@ class StepResult:
     skipped: bool
 
 
-class FSDPEngine:
+class ShardedModel:
     """Owns a model on all ranks of the process group; every method is called on all of them.
 
     Parameters and optimiser keep `fsdp.dtype`, forward and backward compute in

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verl.trainer.ppo.aggregation import dense_ids
+from verl.algorithms.aggregation import dense_ids
 
 Ids = np.ndarray | Tensor | Sequence
 

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from agent_system.adapters.ray import (
+from agent_system.adapters.rollout_worker import (
     RolloutWorker,
     check_environment,
     load_tasks,

@@ -21,14 +21,14 @@ import torch
 from agent_system.multi_turn_rollout.conversation import segments
 from agent_system.multi_turn_rollout.summary import (
     admissible_share,
-    rollout_metrics,
+    episode_metrics,
     trajectory_record,
     valid_share,
 )
 from agent_system.types import Trajectory, Turn
 from verl.protocol import DataProto
 
-__all__ = ["rollout_metrics", "to_data_proto", "trajectory_record"]
+__all__ = ["episode_metrics", "to_data_proto", "trajectory_record"]
 
 
 @dataclass(frozen=True)

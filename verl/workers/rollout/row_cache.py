@@ -31,7 +31,7 @@ class Slot:
     last_used: int = 0
 
 
-class SlotTable:
+class RowTable:
     """Which trajectory owns which slot. Idle slots keep their trajectory until they are needed."""
 
     def __init__(self, count: int) -> None:
@@ -80,11 +80,11 @@ class SlotTable:
         return pairs
 
 
-class SlotCache(Cache):
+class RowCache(Cache):
     """The key-value cache that a model sees. `select` says which rows and positions come next.
 
     Rows are views, not copies, as long as those that decode together lie side by side, which is
-    what `SlotTable.to_front` and `swap_rows` are for. Memory grows with the longest conversation.
+    what `RowTable.to_front` and `swap_rows` are for. Memory grows with the longest conversation.
     """
 
     def __init__(self, slots: int, layers: int, max_length: int) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verl.trainer.ppo.aggregation import dense_ids
+from verl.algorithms.aggregation import dense_ids
 from verl.utils.torch_functional import masked_whiten
 
 

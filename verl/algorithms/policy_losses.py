@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from verl.trainer.ppo.aggregation import agg_loss
+from verl.algorithms.aggregation import agg_loss
 from verl.utils.torch_functional import entropy_from_logits, masked_mean
 
 # exp(20) is 5e8: a larger log-ratio is a broken policy, not a number to train on
