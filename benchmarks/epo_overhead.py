@@ -19,13 +19,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from epo.config import EPOConfig
 from epo.plugin import build
 from verl.algorithms.aggregation import loss_normalizers, trajectory_token_weights
+from verl.algorithms.entropy_control import EntropyRegularizer, StepContext
 from verl.config.actor import ActorConfig
 from verl.config.model import FSDPConfig, ModelConfig
 from verl.config.optim import OptimConfig
 from verl.protocol import DataProto
 from verl.utils.logging import setup_logging
 from verl.workers.actor.dp_actor import DataParallelPPOActor
-from verl.workers.interfaces import EntropyRegularizer, StepContext
 from verl.workers.model_loading import load_causal_lm
 from verl.workers.runtime import WorkerRuntime
 from verl.workers.sharded_model import ShardedModel

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 
+from verl.algorithms.entropy_control import StepContext
 from verl.config.model import MicroBatchConfig
 from verl.config.root import PPOConfig
 from verl.protocol import DataProto
 from verl.trainer.ppo.batching import mini_batches, worker_view
 from verl.workers.actor.dp_actor import DataParallelPPOActor
-from verl.workers.interfaces import StepContext
 from verl.workers.model_loading import load_causal_lm
 from verl.workers.runtime import WorkerRuntime
 from verl.workers.sharded_model import ShardedModel

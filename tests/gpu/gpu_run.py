@@ -16,11 +16,11 @@ from ray import cloudpickle
 from agent_system.types import SamplingParams
 from verl import DataProto
 from verl.algorithms.aggregation import loss_normalizers
+from verl.algorithms.entropy_control import StepContext
 from verl.config.compose import compose_config
 from verl.config.machine import check_machine
 from verl.config.root import PPOConfig
 from verl.trainer.ppo.cluster import Workers, start_ray, start_workers
-from verl.workers.interfaces import StepContext
 from verl.workers.rollout.base import Generation, build_engine
 
 # Ray's workers cannot import a test's module by its name.

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from verl.algorithms.entropy_control import RolloutEntropies, StepContext
 from verl.config.compose import compose_config
 from verl.trainer.ppo.advantage_stage import (
     add_advantages,
@@ -25,7 +26,6 @@ from verl.trainer.ppo.metric_utils import compute_data_metrics
 from verl.trainer.ppo.ray_trainer import RayPPOTrainer
 from verl.trainer.run import load_plugin, training_run
 from verl.utils.importing import load_object
-from verl.workers.interfaces import RolloutEntropies, StepContext
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

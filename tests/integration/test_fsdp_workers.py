@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from agent_system.types import SamplingParams
 from verl import DataProto
 from verl.algorithms.aggregation import loss_normalizers
+from verl.algorithms.entropy_control import StepContext
 from verl.config.actor import ActorConfig, ActorRolloutRefConfig, RolloutConfig
 from verl.config.critic import CriticConfig, CriticModelConfig
 from verl.config.model import ModelConfig
@@ -25,7 +26,6 @@ from verl.single_controller.ray.base import (
     create_colocated_worker_cls,
 )
 from verl.workers.fsdp_workers import CriticWorker, PolicyWorker
-from verl.workers.interfaces import StepContext
 from verl.workers.model_loading import load_causal_lm
 from verl.workers.rollout.base import build_engine
 from verl.workers.runtime import WorkerRuntime

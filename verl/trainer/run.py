@@ -15,6 +15,7 @@ from typing import Any
 import ray
 import yaml
 
+from verl.algorithms.entropy_control import Plugin
 from verl.config.checks import check_config
 from verl.config.root import PPOConfig
 from verl.trainer.ppo.checkpoint import CheckpointStore, check_has_critic, load_driver_state
@@ -31,7 +32,7 @@ from verl.utils.atomic import atomic_write_json, atomic_write_text
 from verl.utils.importing import load_object
 from verl.utils.logging import setup_logging
 from verl.utils.tracking import Tracking
-from verl.workers.interfaces import AgentWorld, Plugin
+from verl.workers.interfaces import AgentWorld
 from verl.workers.model_loading import load_tokenizer, resolve_model_path
 
 logger = logging.getLogger(__name__)

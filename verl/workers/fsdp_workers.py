@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from verl.algorithms.entropy_control import EntropyRegularizer
 from verl.config.actor import ActorRolloutRefConfig
 from verl.config.critic import CriticConfig
 from verl.config.machine import resolve_engine
@@ -23,7 +24,6 @@ from verl.workers.actor.dp_actor import DataParallelPPOActor
 from verl.workers.actor.reference import ReferencePolicy
 from verl.workers.critic.dp_critic import DataParallelPPOCritic
 from verl.workers.forward import ForwardInputs, policy_statistics
-from verl.workers.interfaces import EntropyRegularizer
 from verl.workers.model_loading import (
     load_causal_lm,
     load_value_model,

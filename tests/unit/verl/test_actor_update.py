@@ -7,6 +7,7 @@ import torch
 from tensordict import TensorDict
 
 from verl.algorithms.aggregation import loss_normalizers
+from verl.algorithms.entropy_control import StepContext
 from verl.config.actor import ActorConfig
 from verl.config.model import FSDPConfig, MicroBatchConfig, ModelConfig
 from verl.config.optim import OptimConfig
@@ -15,7 +16,6 @@ from verl.utils.errors import UserError
 from verl.workers.actor.dp_actor import DataParallelPPOActor
 from verl.workers.actor.reference import ReferencePolicy
 from verl.workers.forward import forward_inputs, policy_forward
-from verl.workers.interfaces import StepContext
 from verl.workers.model_loading import load_causal_lm
 from verl.workers.sharded_model import ShardedModel
 

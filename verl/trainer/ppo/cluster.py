@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import ray
 import torch
 
+from verl.algorithms.entropy_control import EntropyRegularizer
 from verl.config.machine import resolve_engine
 from verl.config.placement import rollout_worker_count
 from verl.config.root import PPOConfig
@@ -22,7 +23,7 @@ from verl.single_controller.ray.base import (
 from verl.trainer.ppo.placement import rollout_placements, trainer_pool
 from verl.utils.errors import UserError
 from verl.workers.fsdp_workers import CriticWorker, PolicyWorker
-from verl.workers.interfaces import AgentWorld, EntropyRegularizer
+from verl.workers.interfaces import AgentWorld
 from verl.workers.rollout.rollout_workers import RolloutWorkers
 from verl.workers.runtime import WorkerRuntime
 from verl.workers.weight_sync.sync import WeightSync, build_weight_sync

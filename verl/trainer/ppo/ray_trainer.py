@@ -1,5 +1,5 @@
 """The training loop: collect, score, advantages, update, sync. Source: PPO (arXiv 1707.06347), GRPO
-(arXiv 2402.03300); the entropy term is a plugin (see `verl.workers.interfaces`). With
+(arXiv 2402.03300); the entropy term is a plugin (see `verl.algorithms.entropy_control`). With
 `trainer.async_steps=1` a step trains on a rollout by the weights before the last update (one step
 off-policy)."""
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from verl.algorithms.entropy_control import Plugin, RolloutEntropies, StepContext
 from verl.config.root import PPOConfig
 from verl.protocol import DataProto
 from verl.trainer.ppo.advantage_stage import (
@@ -29,7 +30,7 @@ from verl.utils.errors import UserError
 from verl.utils.logging import progress
 from verl.utils.timing import PhaseTimer
 from verl.utils.tracking import Tracking
-from verl.workers.interfaces import AgentWorld, Plugin, RolloutEntropies, StepContext
+from verl.workers.interfaces import AgentWorld
 
 logger = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from typing import Any
 from tensordict import TensorDict
 from torch import Tensor
 
+from verl.algorithms.entropy_control import EntropyRegularizer
 from verl.config.actor import ActorConfig
 from verl.config.model import MicroBatchConfig
 from verl.trainer.ppo.core_algos import agg_loss, full_kl, get_policy_loss_fn, kl_penalty
@@ -23,7 +24,6 @@ from verl.workers.forward import (
     policy_forward,
     policy_statistics,
 )
-from verl.workers.interfaces import EntropyRegularizer
 from verl.workers.passes import LossOutput, MicroBatch, learn, measure
 from verl.workers.sharded_model import ShardedModel
 
