@@ -40,6 +40,17 @@ def build(config: EPOConfig) -> EPOPlugin:
     return EPOPlugin(EPORegularizer(config), EPOHook(config))
 
 
+class EPOControl:
+    """EPO as the trainer chooses it: its options, their check, and the plugin."""
+
+    options = EPOConfig
+    validate = staticmethod(validate)
+    build = staticmethod(build)
+
+
+CONTROL = EPOControl()
+
+
 class EPOHook:
     """Keeps the entropy history and derives each step's corridor from the steps before it.
 

@@ -16,6 +16,7 @@ import pytest
 
 from verl.algorithms.entropy_control import RolloutEntropies, StepContext
 from verl.config.compose import compose_config
+from verl.config.entropy_control import build_plugin
 from verl.trainer.ppo.advantage_stage import (
     add_advantages,
     compare_with_rollout,
@@ -24,7 +25,7 @@ from verl.trainer.ppo.advantage_stage import (
 from verl.trainer.ppo.batching import mini_batches, worker_view
 from verl.trainer.ppo.metric_utils import compute_data_metrics
 from verl.trainer.ppo.ray_trainer import RayPPOTrainer
-from verl.trainer.run import load_plugin, training_run
+from verl.trainer.run import training_run
 from verl.utils.importing import load_object
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -89,7 +90,7 @@ def make_trainer(cluster, name, *, correction="none", afresh=True, **run) -> Ray
         trainer=replace(cluster.config.trainer, **run),
     )
     world = load_object(config.actor_rollout_ref.rollout.agent_world)(config)
-    return RayPPOTrainer(config, world, cluster.workers, load_plugin(config), Lines())
+    return RayPPOTrainer(config, world, cluster.workers, build_plugin(config), Lines())
 
 
 def played(cluster, name) -> list[list[dict]]:

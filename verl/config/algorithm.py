@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -11,6 +12,15 @@ class KLControlConfig:
     kl_coef: float = 0.001  # weight of the KL in the reward, at the start when adaptive
     horizon: int = 10000  # adaptive: steps over which the coefficient reacts
     target_kl: float = 0.1  # adaptive: the KL aimed at
+
+
+@dataclass
+class EntropyControlConfig:
+    """What takes the place of the entropy bonus (docs/extending.md)."""
+
+    # epo | import path of an EntropyControl; null: EPO where epo.enable is true, else none
+    name: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)  # of a control of your own; EPO: epo.*
 
 
 @dataclass
@@ -23,7 +33,7 @@ class AlgorithmConfig:
     use_kl_in_reward: bool = False  # subtract the KL to the reference policy from the reward
     kl_penalty: str = "kl"  # estimator of that KL: kl (k1) | abs | mse (k2) | low_var_kl (k3)
     kl_ctrl: KLControlConfig = field(default_factory=KLControlConfig)
-    entropy_plugin: str = "epo.plugin:build"  # import path; used when epo.enable
+    entropy_control: EntropyControlConfig = field(default_factory=EntropyControlConfig)
     # weights for tokens that the engine sampled from other probabilities than the trainer's:
     # none | token_tis | sequence_tis (truncated importance sampling) | token_mask
     rollout_correction: str = "none"

@@ -8,14 +8,12 @@ from collections.abc import Iterator
 from operator import attrgetter
 
 from verl.config.algorithm import AlgorithmConfig
+from verl.config.entropy_control import check_entropy_control
 from verl.config.limits import ABOVE_ZERO, ACTOR, CHOICES, RANGES, ROLLOUT
 from verl.config.machine import check_machine
 from verl.config.root import PPOConfig
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
 from verl.utils.errors import UserError
-from verl.utils.importing import load_object
-
-EPO_VALIDATE = "epo.config:validate"
 
 # What the trainer hands to an advantage estimator; one that needs more cannot be used.
 ESTIMATOR_INPUTS = {
@@ -56,7 +54,7 @@ def check_values(config: PPOConfig) -> None:
     _check_each_key(config)
     for problem in _disagreements(config):
         raise UserError(problem)
-    _check_epo(config)
+    check_entropy_control(config)
 
 
 def _check_each_key(config: PPOConfig) -> None:
@@ -202,17 +200,3 @@ def _required_inputs(estimator: str) -> set[str]:
     parameters = inspect.signature(ADV_ESTIMATOR_REGISTRY[estimator]).parameters.values()
     positional = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {p.name for p in parameters if p.default is p.empty and p.kind in positional}
-
-
-def _check_epo(config: PPOConfig) -> None:
-    bonus = config.actor_rollout_ref.actor.entropy_coeff
-    if config.epo.enable and bonus != 0:
-        raise UserError(
-            f"epo.enable=true replaces the entropy bonus {ACTOR}.entropy_coeff={bonus}; set that "
-            "to 0, the weight of EPO's term is epo.entropy_coeff"
-        )
-    if config.epo.enable:
-        try:
-            load_object(EPO_VALIDATE)(config.epo)
-        except ValueError as error:
-            raise UserError(str(error)) from error

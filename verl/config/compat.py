@@ -284,6 +284,9 @@ LEGACY_KEYS: dict[str, Translation] = {
     f"{ROLLOUT}.prompt_length": _renamed("data.max_prompt_length"),
     f"{ROLLOUT}.response_length": _renamed("data.max_response_length"),
     f"{ROLLOUT}.load_format": _refused("engines get the trainer's weights; remove it"),
+    "algorithm.entropy_plugin": _refused(
+        "a control brings its own options now; see algorithm.entropy_control.name"
+    ),
     "algorithm.gigpo.*": _refused("GiGPO is not offered; use adv_estimator grpo, rloo or gae"),
     "data.train_files": _NO_FILES,
     "data.val_files": _NO_FILES,

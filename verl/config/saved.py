@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from verl.config.compose import compose_config
@@ -23,10 +23,9 @@ def load_saved(path: Path, overrides: list[str]) -> tuple[DictConfig, PPOConfig]
     saved = OmegaConf.load(path)
     config, _ = compose_config(["actor_rollout_ref.model.path=saved"])  # a stand-in, replaced below
     # Free-form keys: the saved ones replace the preset's, and overrides may add to them.
-    with open_dict(config.env):
-        for name in ("val", "options"):
-            config.env[name] = {}
-            OmegaConf.set_struct(config.env[name], False)
+    for key in ("env.val", "env.options", "algorithm.entropy_control.options"):
+        OmegaConf.update(config, key, {}, merge=False)
+        OmegaConf.set_struct(OmegaConf.select(config, key), False)
     try:
         config = OmegaConf.merge(config, saved, OmegaConf.from_dotlist(overrides))
         typed = OmegaConf.to_object(config)

@@ -15,8 +15,8 @@ from typing import Any
 import ray
 import yaml
 
-from verl.algorithms.entropy_control import Plugin
 from verl.config.checks import check_config
+from verl.config.entropy_control import build_plugin
 from verl.config.root import PPOConfig
 from verl.trainer.ppo.checkpoint import CheckpointStore, check_has_critic, load_driver_state
 from verl.trainer.ppo.cluster import (
@@ -70,7 +70,7 @@ def training_run(config: PPOConfig, resolved: dict[str, Any]) -> Iterator[RayPPO
     load_tokenizer(config.actor_rollout_ref.model)
     world: AgentWorld = load_object(config.actor_rollout_ref.rollout.agent_world)(config)
     world.check()
-    plugin = load_plugin(config)
+    plugin = build_plugin(config)
     checkpoint = CheckpointStore(config.trainer).find()
     if checkpoint is not None and needs_critic(config):
         check_has_critic(checkpoint)
@@ -100,13 +100,6 @@ def training_run(config: PPOConfig, resolved: dict[str, Any]) -> Iterator[RayPPO
         if tracker is not None:
             tracker.finish()
         ray.shutdown()
-
-
-def load_plugin(config: PPOConfig) -> Plugin | None:
-    """The entropy plugin, or None when `epo.enable` is off."""
-    if not config.epo.enable:
-        return None
-    return load_object(config.algorithm.entropy_plugin)(config.epo)
 
 
 def start_tracker(config: PPOConfig, record: dict[str, Any], run_dir: Path) -> Tracking:
