@@ -25,8 +25,7 @@ from verl.trainer.ppo.advantage_stage import (
 from verl.trainer.ppo.batching import mini_batches, worker_view
 from verl.trainer.ppo.metric_utils import compute_data_metrics
 from verl.trainer.ppo.ray_trainer import RayPPOTrainer
-from verl.trainer.run import training_run
-from verl.utils.importing import load_object
+from verl.trainer.run import load_world, training_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -89,7 +88,7 @@ def make_trainer(cluster, name, *, correction="none", afresh=True, **run) -> Ray
         algorithm=replace(cluster.config.algorithm, rollout_correction=correction),
         trainer=replace(cluster.config.trainer, **run),
     )
-    world = load_object(config.actor_rollout_ref.rollout.agent_world)(config)
+    world = load_world(config)
     return RayPPOTrainer(config, world, cluster.workers, build_plugin(config), Lines())
 
 

@@ -99,7 +99,7 @@ class RolloutConfig:
     log_prob_use_dynamic_bsz: bool = False  # old log-probs: cut by tokens
     log_prob_max_token_len_per_gpu: int = 16384  # tokens a forward pass, when cut by tokens
     val_kwargs: SamplingConfig = field(default_factory=SamplingConfig)
-    agent_world: str = "agent_system.adapters.world:World"  # import path of an AgentWorld
+    agent_world: str = "agent_system"  # agent_system | import path of an AgentWorld
 
 
 @dataclass

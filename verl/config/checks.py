@@ -14,6 +14,7 @@ from verl.config.machine import check_machine
 from verl.config.root import PPOConfig
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
 from verl.utils.errors import UserError
+from verl.utils.tracking import tracker_class
 
 # What the trainer hands to an advantage estimator; one that needs more cannot be used.
 ESTIMATOR_INPUTS = {
@@ -162,6 +163,8 @@ def _correction_problems(algorithm: AlgorithmConfig) -> Iterator[str]:
 
 def _run_problems(config: PPOConfig) -> Iterator[str]:
     run = config.trainer
+    for name in run.logger:
+        tracker_class(name)
     steps = run.total_training_steps or run.total_epochs
     if run.critic_warmup and config.algorithm.adv_estimator != "gae":
         yield (

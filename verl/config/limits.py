@@ -16,7 +16,6 @@ _ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2")
 CHOICES: dict[str, tuple[str, ...]] = {
     "trainer.device": ("auto", "cuda", "cpu"),
     "trainer.resume_mode": ("auto", "disable", "resume_path"),
-    "trainer.logger": ("console", "file", "tensorboard", "wandb"),
     "trainer.validation.modes": ("sampled", "greedy"),
     "algorithm.kl_ctrl.type": ("fixed", "adaptive"),
     "algorithm.kl_penalty": _KL_NAMES,

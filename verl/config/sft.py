@@ -48,6 +48,7 @@ class SFTRunConfig:
     stop_after_epochs: int | None = None  # stop earlier than planned
     project_name: str = "sft"
     experiment_name: str = "run"
+    # console | file | tensorboard | wandb | import path of a tracker of your own
     logger: list[str] = field(default_factory=lambda: ["console", "file"])
     nnodes: int = 1
     n_gpus_per_node: int = 1  # training workers a node; on a CPU: processes

@@ -24,6 +24,7 @@ class RunConfig:
     project_name: str = "epo"  # folder and tracker project
     experiment_name: str = "run"  # folder and tracker run
     # console file tensorboard wandb
+    # console | file | tensorboard | wandb | import path of a tracker of your own
     logger: list[str] = field(default_factory=lambda: ["console", "file"])
     nnodes: int = 1  # machines of the Ray cluster
     n_gpus_per_node: int = 1  # training workers a node; on a CPU: processes

@@ -29,7 +29,7 @@ from verl.trainer.ppo.cluster import (
 )
 from verl.trainer.ppo.ray_trainer import RayPPOTrainer, total_training_steps
 from verl.utils.atomic import atomic_write_json, atomic_write_text
-from verl.utils.importing import load_object
+from verl.utils.importing import resolve_choice
 from verl.utils.logging import setup_logging
 from verl.utils.tracking import Tracking
 from verl.workers.interfaces import AgentWorld
@@ -37,6 +37,8 @@ from verl.workers.model_loading import load_tokenizer, resolve_model_path
 
 logger = logging.getLogger(__name__)
 
+# Import paths, because verl never imports the packages of others itself.
+AGENT_WORLDS = {"agent_system": "agent_system.adapters.world:World"}
 RECORDED_PACKAGES = (
     "torch",
     "ray",
@@ -68,7 +70,7 @@ def training_run(config: PPOConfig, resolved: dict[str, Any]) -> Iterator[RayPPO
         config.actor_rollout_ref.model.path, config.actor_rollout_ref.model.load_method
     )
     load_tokenizer(config.actor_rollout_ref.model)
-    world: AgentWorld = load_object(config.actor_rollout_ref.rollout.agent_world)(config)
+    world = load_world(config)
     world.check()
     plugin = build_plugin(config)
     checkpoint = CheckpointStore(config.trainer).find()
@@ -100,6 +102,12 @@ def training_run(config: PPOConfig, resolved: dict[str, Any]) -> Iterator[RayPPO
         if tracker is not None:
             tracker.finish()
         ray.shutdown()
+
+
+def load_world(config: PPOConfig) -> AgentWorld:
+    """The agent's side of this run. Raises UserError when there is none of that name."""
+    choice = config.actor_rollout_ref.rollout.agent_world
+    return resolve_choice("actor_rollout_ref.rollout.agent_world", choice, AGENT_WORLDS)(config)
 
 
 def start_tracker(config: PPOConfig, record: dict[str, Any], run_dir: Path) -> Tracking:

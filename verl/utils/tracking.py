@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from verl.utils.errors import UserError
-from verl.utils.trackers import TRACKERS, RunInfo, Scalar, Tracker
+from verl.utils.importing import resolve_choice
+from verl.utils.tracker_backends import TRACKERS, RunInfo, Scalar, Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -32,24 +33,20 @@ class Tracking:
         """`resume_ids`, `resume_step`: `state_dict` and step of the checkpoint that is resumed.
 
         Raises:
-            UserError: a backend's name is unknown.
+            UserError: see `tracker_class`.
             ValueError: `resume_ids` without `resume_step`, which decides what is logged anew.
         """
         if resume_ids is not None and resume_step is None:
             raise ValueError("resume_ids came without resume_step; pass the step of the checkpoint")
         names = [default_backend] if isinstance(default_backend, str) else list(default_backend)
-        for name in names:
-            if name not in TRACKERS:
-                raise UserError(
-                    f"unknown trainer.logger '{name}'; choose any of: {', '.join(TRACKERS)}"
-                )
+        chosen = {name: tracker_class(name) for name in names}
         run = RunInfo(project_name, experiment_name, Path(run_dir), config or {}, resume_step)
         run.run_dir.mkdir(parents=True, exist_ok=True)
         self._resume_ids = dict(resume_ids or {})
         self._not_scalar: set[str] = set()
         self._trackers: dict[str, Tracker] = {}
-        for name in dict.fromkeys(names):
-            self._start(name, run)
+        for name, backend in chosen.items():
+            self._start(name, backend, run)
 
     @property
     def backends(self) -> list[str]:
@@ -82,9 +79,9 @@ class Tracking:
         self._each(lambda tracker: tracker.finish())
         self._trackers.clear()
 
-    def _start(self, name: str, run: RunInfo) -> None:
+    def _start(self, name: str, backend: type[Tracker], run: RunInfo) -> None:
         try:
-            self._trackers[name] = TRACKERS[name].create(run, self._resume_ids.get(name, {}))
+            self._trackers[name] = backend.create(run, self._resume_ids.get(name, {}))
         except Exception as error:
             _warn(name, error)
 
@@ -95,6 +92,17 @@ class Tracking:
             except Exception as error:  # whatever a tracker does, hours of training go on
                 del self._trackers[name]
                 _warn(name, error)
+
+
+def tracker_class(name: str) -> type[Tracker]:
+    """The backend that an entry of `trainer.logger` names. Raises UserError when there is none."""
+    backend = resolve_choice("trainer.logger", name, TRACKERS)
+    if not callable(getattr(backend, "create", None)):
+        raise UserError(
+            f"trainer.logger={name} has no create(run, state); name a class like those of "
+            "verl.utils.tracker_backends, as docs/extending.md shows"
+        )
+    return backend
 
 
 def _warn(name: str, error: Exception) -> None:

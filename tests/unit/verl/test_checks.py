@@ -116,6 +116,8 @@ def test_a_token_limit_holds_the_longest_row(switch, limit):
             ["epo=sciworld", "actor_rollout_ref.actor.entropy_coeff=0.01"],
             "entropy_coeff=0.01; set that to 0.*epo.entropy_coeff",
         ),
+        (["trainer.logger=[console,wandbb]"], "trainer.logger=wandbb is unknown; .*tensorboard"),
+        (["trainer.logger=[file,no_such.mod:Mine]"], "cannot load 'no_such.mod:Mine'"),
         (["epo=sciworld", "epo.penalty=abs"], "unknown epo.penalty 'abs'"),
         (["epo=sciworld", "epo.kappa_l=3"], "kappa_l=3.0 is above epo.kappa_r=2.0"),
     ],

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto.wandb_internal_pb2 import Record
 
-from verl.utils import trackers
+from verl.utils import tracker_backends
 from verl.utils.errors import UserError
 from verl.utils.json_lines import JsonLinesFile, drop_records_after, read_records
 from verl.utils.tracking import Tracking
@@ -46,8 +46,53 @@ def tracking(run_dir, *backends, **resume):
 
 
 def test_unknown_backend_names_the_choices(tmp_path):
-    with pytest.raises(UserError, match=r"'tensorbord'; .*console, file, tensorboard, wandb"):
+    with pytest.raises(UserError, match=r"=tensorbord .*console, file, tensorboard, wandb"):
         tracking(tmp_path, "console", "tensorbord")
+    assert list(tmp_path.iterdir()) == []
+
+
+class Memory:
+    """A backend of one's own, which keeps what it is given."""
+
+    def __init__(self, run, state):
+        self.run, self.seen = run, list(state.get("seen", []))
+
+    @classmethod
+    def create(cls, run, state):
+        return cls(run, state)
+
+    def log(self, metrics, step):
+        self.seen.append(step)
+
+    def log_generations(self, records, step):
+        self.seen.append(records)
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def finish(self):
+        pass
+
+
+def test_a_backend_of_ones_own_goes_on_from_its_state_under_its_import_path(tmp_path):
+    path = f"{__name__}:Memory"
+    first = tracking(tmp_path, "file", path)
+    first.log({"x": 1}, 1)
+    first.log_generations([{"task": "a"}], 1)
+    state = first.state_dict()
+    assert state == {"file": {}, path: {"seen": [1, [{"task": "a"}]]}}
+    second = tracking(tmp_path, path, resume_ids=state, resume_step=1)
+    second.log({"x": 2}, 2)
+    assert second.state_dict()[path] == {"seen": [1, [{"task": "a"}], 2]}
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("no_such_package:Mine", "cannot load"), ("math:floor", r"no create\(run, state\); name a")],
+)
+def test_an_import_path_without_a_backend_is_refused(tmp_path, path, message):
+    with pytest.raises(UserError, match=message):
+        tracking(tmp_path, "file", path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -227,7 +272,7 @@ class Broken:
 @pytest.mark.parametrize("fails_at", ["create", "log", "log_generations", "finish"])
 def test_a_failing_backend_is_dropped_with_one_warning(tmp_path, monkeypatch, caplog, fails_at):
     broken = type("Broken", (Broken,), {"fails_at": fails_at})
-    monkeypatch.setitem(trackers.TRACKERS, "broken", broken)
+    monkeypatch.setitem(tracker_backends.TRACKERS, "broken", broken)
     tracker = tracking(tmp_path, "broken", "file")
     for step in (1, 2):
         tracker.log({"x": step}, step)
@@ -243,7 +288,9 @@ def test_a_failing_backend_is_dropped_with_one_warning(tmp_path, monkeypatch, ca
 
 
 def test_a_dropped_backend_keeps_its_id_for_the_next_resume(tmp_path, monkeypatch):
-    monkeypatch.setitem(trackers.TRACKERS, "broken", type("B", (Broken,), {"fails_at": "create"}))
+    monkeypatch.setitem(
+        tracker_backends.TRACKERS, "broken", type("B", (Broken,), {"fails_at": "create"})
+    )
     tracker = tracking(tmp_path, "broken", resume_ids={"broken": {"id": "abc"}}, resume_step=1)
     assert tracker.backends == []
     assert tracker.state_dict() == {"broken": {"id": "abc"}}

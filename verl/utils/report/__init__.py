@@ -10,7 +10,7 @@ from verl.utils.atomic import atomic_write_bytes
 from verl.utils.report.figures import FIGURES
 from verl.utils.report.run_metrics import RunMetrics
 from verl.utils.report.summary import summarise
-from verl.utils.trackers import METRICS_FILE
+from verl.utils.tracker_backends import METRICS_FILE
 
 logger = logging.getLogger(__name__)
 

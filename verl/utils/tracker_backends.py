@@ -211,7 +211,7 @@ class WandbTracker:
     def log_generations(self, records: list[dict[str, Any]], step: int) -> None:
         columns = list(dict.fromkeys(name for record in records for name in record))
         rows = [[_cell(record.get(name)) for name in columns] for record in records]
-        table = self._wandb.Table(columns=columns, data=rows)
+        table = self._wandb.Table(columns=[*columns], data=rows)
         self._run.log({"val/generations": table, STEP_METRIC: step})
 
     def state_dict(self) -> dict[str, Any]:
