@@ -23,7 +23,6 @@ class RunConfig:
     total_training_steps: int | None = None  # training steps; wins over total_epochs
     project_name: str = "epo"  # folder and tracker project
     experiment_name: str = "run"  # folder and tracker run
-    # console file tensorboard wandb
     # console | file | tensorboard | wandb | import path of a tracker of your own
     logger: list[str] = field(default_factory=lambda: ["console", "file"])
     nnodes: int = 1  # machines of the Ray cluster
