@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from verl.algorithms.aggregation import agg_loss
-from verl.utils.torch_functional import entropy_from_logits, masked_mean
+from verl.utils.torch_functional import masked_mean
 
 # exp(20) is 5e8: a larger log-ratio is a broken policy, not a number to train on
 MAX_LOG_RATIO = 20.0
@@ -284,13 +284,6 @@ def compute_value_loss(
     loss = value_loss(vpreds, returns, values, cliprange_value)
     vf_loss = agg_loss(loss.loss_BT, response_mask, loss_agg_mode, **normalizers)
     return vf_loss, _token_mean(loss.metrics["critic/vf_clipfrac"], response_mask, normalizers)
-
-
-def compute_entropy_loss(
-    logits: Tensor, response_mask: Tensor, loss_agg_mode: str = "token-mean"
-) -> Tensor:
-    """The entropy (nats) of (B, T, V) logits, aggregated over the mask."""
-    return agg_loss(entropy_from_logits(logits), response_mask, loss_agg_mode)
 
 
 def _log_ratio(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
-import pickle
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,14 +17,7 @@ import torch
 from tensordict import TensorDict
 from torch.utils.data import DataLoader
 
-from verl.protocol.codec import (
-    deserialize_single_tensor,
-    deserialize_tensordict,
-    join_tensordict,
-    serialize_single_tensor,
-    serialize_tensordict,
-    split_tensordict,
-)
+from verl.protocol.codec import deserialize_tensordict, serialize_tensordict
 from verl.protocol.merge import (
     list_of_dict_to_dict_of_list,
     merge_meta_info,
@@ -35,90 +25,61 @@ from verl.protocol.merge import (
     union_tensor_dict,
     union_two_dict,
 )
-from verl.utils import batch_shape
-from verl.utils.batch_future import DataProtoFuture
-from verl.utils.batch_padding import DataProtoConfig, pad_dataproto_to_divisor, unpad_dataproto
-from verl.utils.batch_shape import fold_batch_dim, unfold_batch_dim
-
-__all__ = [
-    "DataProto",
-    "DataProtoConfig",
-    "DataProtoFuture",
-    "DataProtoItem",
-    "collate_fn",
-    "deserialize_single_tensor",
-    "deserialize_tensordict",
-    "fold_batch_dim",
-    "list_of_dict_to_dict_of_list",
-    "pad_dataproto_to_divisor",
-    "serialize_single_tensor",
-    "serialize_tensordict",
-    "unfold_batch_dim",
-    "union_numpy_dict",
-    "union_tensor_dict",
-    "unpad_dataproto",
-]
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass
-class DataProtoItem:
-    """One row of a :class:`DataProto`."""
-
-    batch: TensorDict | None = None
-    non_tensor_batch: dict[str, Any] = field(default_factory=dict)
-    meta_info: dict[str, Any] = field(default_factory=dict)
+Rows = list | np.ndarray | torch.Tensor  # positions, or a boolean mask
 
 
-def collate_fn(items: list[DataProtoItem]) -> DataProto:
-    """Rows back into a batch: ``collate_fn([data[i] for i in range(len(data))])``."""
-    columns = list_of_dict_to_dict_of_list([item.non_tensor_batch for item in items])
-    return DataProto(
-        batch=torch.stack([item.batch for item in items]).contiguous(),
-        non_tensor_batch={key: np.array(rows, dtype=object) for key, rows in columns.items()},
-    )
-
-
-@dataclass
 class DataProto:
-    """Rows with tensor columns, numpy columns and shared metadata.
+    """Rows with tensor columns, numpy columns and shared metadata."""
 
-    Args:
-        batch: TensorDict with ``batch_size == [B]``, or None.
-        non_tensor_batch: numpy arrays whose first dimension is B.
-        meta_info: anything that is not per row; carried along by every row operation.
-    """
+    batch: TensorDict  # batch_size == [B]; without columns where the batch has no tensors
+    non_tensor_batch: dict[str, np.ndarray]
+    meta_info: dict[str, Any]
 
-    batch: TensorDict | None = None
-    non_tensor_batch: dict[str, np.ndarray] = field(default_factory=dict)
-    meta_info: dict[str, Any] = field(default_factory=dict)
+    def __init__(
+        self,
+        batch: TensorDict | None = None,
+        non_tensor_batch: dict[str, np.ndarray] | None = None,
+        meta_info: dict[str, Any] | None = None,
+    ) -> None:
+        """
+        Args:
+            batch: TensorDict with ``batch_size == [B]``.
+            non_tensor_batch: numpy arrays whose first dimension is B.
+            meta_info: anything that is not per row; carried along by every row operation.
 
-    def __post_init__(self) -> None:
+        Raises:
+            AssertionError: see :meth:`check_consistency`.
+        """
+        self.non_tensor_batch = {} if non_tensor_batch is None else non_tensor_batch
+        self.meta_info = {} if meta_info is None else meta_info
+        if batch is None:
+            rows = next(map(len, self.non_tensor_batch.values()), 0)
+            batch = TensorDict({}, batch_size=[rows])
+        self.batch = batch
         self.check_consistency()
 
     # --- building -------------------------------------------------------------------------------
 
     @classmethod
     def from_single_dict(
-        cls,
-        data: dict[str, torch.Tensor | np.ndarray],
-        meta_info: dict[str, Any] | None = None,
-        auto_padding: bool = False,
+        cls, data: dict[str, torch.Tensor | np.ndarray], meta_info: dict[str, Any] | None = None
     ) -> DataProto:
         """Build a batch from columns of both kinds, told apart by their type.
 
         Raises:
             ValueError: a column is neither a tensor nor a numpy array.
         """
+        tensors, arrays = {}, {}
         for key, column in data.items():
             if not isinstance(column, torch.Tensor | np.ndarray):
                 raise ValueError(
                     f"column `{key}` is a {type(column).__name__}; pass a tensor or a numpy array"
                 )
-        tensors = {key: col for key, col in data.items() if isinstance(col, torch.Tensor)}
-        arrays = {key: col for key, col in data.items() if key not in tensors}
-        return cls.from_dict(tensors, arrays, meta_info=meta_info, auto_padding=auto_padding)
+            (tensors if isinstance(column, torch.Tensor) else arrays)[key] = column
+        return cls.from_dict(tensors, arrays, meta_info=meta_info)
 
     @classmethod
     def from_dict(
@@ -126,8 +87,6 @@ class DataProto:
         tensors: dict[str, torch.Tensor] | None = None,
         non_tensors: dict[str, Any] | None = None,
         meta_info: dict[str, Any] | None = None,
-        num_batch_dims: int = 1,
-        auto_padding: bool = False,
     ) -> DataProto:
         """Build a batch from columns; all share their first dimension, the rows.
 
@@ -135,13 +94,8 @@ class DataProto:
         two-dimensional, so pass a one-dimensional object array to keep them whole.
 
         Raises:
-            AssertionError: the columns differ in length, or `num_batch_dims` is not 1.
+            AssertionError: the columns differ in length.
         """
-        assert num_batch_dims == 1, f"a DataProto has one batch dimension, not {num_batch_dims}"
-        meta_info = dict(meta_info or {})
-        if auto_padding:
-            meta_info[DataProtoConfig.auto_padding_key] = True
-
         batch = None
         if tensors:
             lengths = {key: tensor.shape[0] for key, tensor in tensors.items()}
@@ -151,17 +105,7 @@ class DataProto:
             key: column if isinstance(column, np.ndarray) else np.array(column, dtype=object)
             for key, column in (non_tensors or {}).items()
         }
-        return cls(batch=batch, non_tensor_batch=columns, meta_info=meta_info)
-
-    @classmethod
-    def from_tensordict(cls, tensor_dict: TensorDict) -> DataProto:
-        """Inverse of :meth:`to_tensordict`: stacks become columns, single values `meta_info`."""
-        return cls.from_dict(*split_tensordict(tensor_dict))
-
-    def to_tensordict(self) -> TensorDict:
-        """All three parts in one TensorDict; columns as stacks, `meta_info` as single values."""
-        batch = TensorDict({}, batch_size=[len(self)]) if self.batch is None else self.batch
-        return join_tensordict(batch, self.non_tensor_batch, self.meta_info)
+        return cls(batch, columns, dict(meta_info or {}))
 
     def check_consistency(self) -> None:
         """Assert that all columns have the same rows.
@@ -169,10 +113,9 @@ class DataProto:
         Raises:
             AssertionError: naming the column that is not an array or has another length.
         """
-        if self.batch is not None:
-            dims = len(self.batch.batch_size)
-            assert dims == 1, f"a DataProto has one batch dimension, not {dims}"
-        for key, column in (self.non_tensor_batch or {}).items():
+        dims = len(self.batch.batch_size)
+        assert dims == 1, f"a DataProto has one batch dimension, not {dims}"
+        for key, column in self.non_tensor_batch.items():
             assert isinstance(column, np.ndarray), (
                 f"column `{key}` of non_tensor_batch is a {type(column).__name__}, not an array"
             )
@@ -183,87 +126,44 @@ class DataProto:
     # --- pickling -------------------------------------------------------------------------------
 
     def __getstate__(self) -> tuple:
-        batch = None if self.batch is None else serialize_tensordict(self.batch)
-        return batch, self.non_tensor_batch, self.meta_info
+        return serialize_tensordict(self.batch), self.non_tensor_batch, self.meta_info
 
     def __setstate__(self, state: tuple) -> None:
         batch, columns, self.meta_info = state
-        self.batch = None if batch is None else deserialize_tensordict(batch)
+        self.batch = deserialize_tensordict(batch)
         # The object store hands out read-only memory, but batches are edited in place.
-        self.non_tensor_batch = columns and {
+        self.non_tensor_batch = {
             key: column if column.flags.writeable else column.copy()
             for key, column in columns.items()
         }
 
-    def save_to_disk(self, filepath: str | os.PathLike) -> None:
-        """Pickle the batch to a file; read it back with :meth:`load_from_disk`."""
-        with open(filepath, "wb") as file:
-            pickle.dump(self, file, protocol=pickle.HIGHEST_PROTOCOL)
-
-    @staticmethod
-    def load_from_disk(filepath: str | os.PathLike) -> DataProto:
-        """Read a batch that :meth:`save_to_disk` wrote. Pickle runs code: open own files only."""
-        with open(filepath, "rb") as file:
-            return pickle.load(file)
-
-    # --- looking --------------------------------------------------------------------------------
+    # --- rows -----------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        if self.batch is not None:
-            return self.batch.batch_size[0]
-        return len(next(iter(self.non_tensor_batch.values()))) if self.non_tensor_batch else 0
+        return self.batch.batch_size[0]
 
-    def __getitem__(self, item: Any) -> DataProto | DataProtoItem:
-        """An int gives one row, a slice or an index array (ints or bools) gives a batch.
+    def __getitem__(self, item: slice | Rows) -> DataProto:
+        """The rows of a slice (views, without a copy), of an index array or under a mask.
 
         Raises:
             TypeError: `item` is none of these.
         """
         if isinstance(item, slice):
-            return self.slice(item.start, item.stop, item.step)
+            return self._with_rows(item, item)
         if isinstance(item, list | np.ndarray | torch.Tensor):
             return self.select_idxs(item)
-        if isinstance(item, int | np.integer):
-            return DataProtoItem(
-                batch=None if self.batch is None else self.batch[int(item)],
-                non_tensor_batch={key: col[item] for key, col in self.non_tensor_batch.items()},
-                meta_info=self.meta_info,
-            )
-        raise TypeError(f"rows are indexed by int, slice, list or array, not {type(item).__name__}")
+        raise TypeError(f"rows are indexed by slice, list or array, not {type(item).__name__}")
 
-    def print_size(self, prefix: str = "") -> None:
-        """Log the memory of the columns in GiB; object arrays count their pointers only."""
-        tensors = [] if self.batch is None else list(self.batch.values())
-        logger.info(
-            "%sTensorDict: %.3f GiB, non_tensor_batch: %.3f GiB",
-            f"{prefix}, " if prefix else "",
-            sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 2**30,
-            sum(column.nbytes for column in self.non_tensor_batch.values()) / 2**30,
-        )
+    def _with_rows(self, tensor_rows: Any, array_rows: Any) -> DataProto:
+        columns = {key: column[array_rows] for key, column in self.non_tensor_batch.items()}
+        return type(self)(self.batch[tensor_rows], columns, dict(self.meta_info))
 
-    # --- rows -----------------------------------------------------------------------------------
-
-    def _with_rows(self, batch: TensorDict | None, columns: dict[str, np.ndarray]) -> DataProto:
-        return type(self)(batch=batch, non_tensor_batch=columns, meta_info=dict(self.meta_info))
-
-    def slice(
-        self, start: int | None = None, end: int | None = None, step: int | None = None
-    ) -> DataProto:
-        """Rows ``start:end:step`` as views, without a copy."""
-        rows = slice(start, end, step)
-        batch = None if self.batch is None else self.batch[rows]
-        return self._with_rows(
-            batch, {key: col[rows] for key, col in self.non_tensor_batch.items()}
-        )
-
-    def select_idxs(self, idxs: list | np.ndarray | torch.Tensor) -> DataProto:
+    def select_idxs(self, idxs: Rows) -> DataProto:
         """The rows at integer positions, in that order, or where a boolean mask is True."""
-        index = batch_shape.row_indices(idxs)
-        batch = None if self.batch is None else self.batch[index]
-        array_index = index.numpy()
-        return self._with_rows(
-            batch, {key: col[array_index] for key, col in self.non_tensor_batch.items()}
-        )
+        index = idxs.cpu() if isinstance(idxs, torch.Tensor) else torch.from_numpy(np.asarray(idxs))
+        if index.dtype != torch.bool:
+            index = index.long()  # an empty list has no dtype of its own and would be float
+        return self._with_rows(index, index.numpy())
 
     def reorder(self, indices: torch.Tensor) -> None:
         """Put the rows into the order of `indices`, in place."""
@@ -276,18 +176,6 @@ class DataProto:
         index = rows.repeat_interleave(repeat_times) if interleave else rows.repeat(repeat_times)
         return self.select_idxs(index)
 
-    def sample_level_repeat(self, repeat_times: list[int] | torch.Tensor) -> DataProto:
-        """Row i ``repeat_times[i]`` times, copies side by side."""
-        times = torch.as_tensor(repeat_times)
-        assert times.shape == (len(self),), (
-            f"repeat_times has shape {tuple(times.shape)}; one number for each of {len(self)} rows"
-        )
-        return self.select_idxs(torch.arange(len(self)).repeat_interleave(times))
-
-    def unfold_column_chunks(self, n_split: int, split_keys: list[str] | None = None) -> DataProto:
-        """See :func:`verl.utils.batch_shape.unfold_column_chunks`."""
-        return batch_shape.unfold_column_chunks(self, n_split, split_keys)
-
     def split(self, split_size: int) -> list[DataProto]:
         """Consecutive parts of `split_size` rows; the last one may be shorter."""
         return [self[start : start + split_size] for start in range(0, len(self), split_size)]
@@ -295,18 +183,15 @@ class DataProto:
     def chunk(self, chunks: int) -> list[DataProto]:
         """`chunks` consecutive parts of equal size.
 
-        With padding enabled the first parts may be one row longer than the last.
-
         Raises:
-            AssertionError: `chunks` does not divide the rows and padding is off.
+            AssertionError: `chunks` does not divide the rows.
         """
-        size, longer = divmod(len(self), chunks)
-        assert longer == 0 or self.is_padding_enabled(), (
+        size, left = divmod(len(self), chunks)
+        assert left == 0, (
             f"{len(self)} rows do not split into {chunks} equal chunks; "
-            "pad with pad_dataproto_to_divisor or build the batch with auto_padding=True"
+            "pad with pad_dataproto_to_divisor"
         )
-        ends = np.cumsum([size + 1] * longer + [size] * (chunks - longer)).tolist()
-        return [self[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        return [self[part * size : (part + 1) * size] for part in range(chunks)]
 
     @staticmethod
     def concat(data: list[DataProto]) -> DataProto:
@@ -317,28 +202,12 @@ class DataProto:
         Raises:
             AssertionError: metadata or columns disagree.
         """
-        first = data[0]
-        batch = None if first.batch is None else torch.cat([part.batch for part in data], dim=0)
         columns = list_of_dict_to_dict_of_list([part.non_tensor_batch for part in data])
-        return type(first)(
-            batch=batch,
-            non_tensor_batch={key: np.concatenate(parts) for key, parts in columns.items()},
-            meta_info=merge_meta_info([part.meta_info for part in data]),
+        return type(data[0])(
+            torch.cat([part.batch for part in data], dim=0),
+            {key: np.concatenate(parts) for key, parts in columns.items()},
+            merge_meta_info([part.meta_info for part in data]),
         )
-
-    # --- padding --------------------------------------------------------------------------------
-
-    def is_padding_enabled(self) -> bool:
-        """Whether this batch, or the whole process, asked for automatic padding."""
-        by_batch = self.meta_info.get(DataProtoConfig.auto_padding_key, False)
-        return by_batch or DataProtoConfig.auto_padding
-
-    def padding(self, padding_size: int, padding_candidate: str = "last") -> None:
-        """Append `padding_size` copies of the ``"first"`` or the ``"last"`` row, in place."""
-        if padding_size == 0:
-            return
-        row = 0 if padding_candidate == "first" else len(self) - 1
-        self.reorder(torch.tensor([*range(len(self)), *[row] * padding_size]))
 
     # --- columns --------------------------------------------------------------------------------
 
@@ -350,18 +219,13 @@ class DataProto:
         deepcopy: bool = False,
     ) -> DataProto:
         """A batch with the named columns and metadata; None keeps all of a kind."""
-        batch = self.batch
-        if batch is not None and batch_keys is not None:
-            batch = batch.select(*batch_keys)
-        columns, meta_info = self.non_tensor_batch, self.meta_info
-        if non_tensor_batch_keys is not None:
-            columns = {key: columns[key] for key in columns if key in set(non_tensor_batch_keys)}
-        if meta_info_keys is not None:
-            meta_info = {key: meta_info[key] for key in meta_info if key in set(meta_info_keys)}
-        if deepcopy:
-            batch = None if batch is None else batch.clone()
-            columns, meta_info = copy.deepcopy(columns), copy.deepcopy(meta_info)
-        return type(self)(batch=batch, non_tensor_batch=dict(columns), meta_info=dict(meta_info))
+        batch = self.batch if batch_keys is None else self.batch.select(*batch_keys)
+        selected = type(self)(
+            batch.clone(recurse=False),
+            _chosen(self.non_tensor_batch, non_tensor_batch_keys),
+            _chosen(self.meta_info, meta_info_keys),
+        )
+        return copy.deepcopy(selected) if deepcopy else selected
 
     def pop(
         self,
@@ -369,31 +233,11 @@ class DataProto:
         non_tensor_batch_keys: list[str] | None = None,
         meta_info_keys: list[str] | None = None,
     ) -> DataProto:
-        """Move the named columns and metadata into a new batch, in place.
-
-        Raises:
-            KeyError: a name is not there.
-        """
+        """Move the named columns and metadata out of this batch, in place, into a new one."""
         tensors = {key: self.batch.pop(key) for key in batch_keys or []}
         columns = {key: self.non_tensor_batch.pop(key) for key in non_tensor_batch_keys or []}
         meta_info = {key: self.meta_info.pop(key) for key in meta_info_keys or []}
         return type(self).from_dict(tensors, columns, meta_info)
-
-    def rename(
-        self, old_keys: str | list[str] | None = None, new_keys: str | list[str] | None = None
-    ) -> DataProto:
-        """Rename tensor columns, in place; returns the batch itself.
-
-        Raises:
-            ValueError: the two lists differ in length.
-        """
-        old_names = [old_keys] if isinstance(old_keys, str) else list(old_keys or [])
-        new_names = [new_keys] if isinstance(new_keys, str) else list(new_keys or [])
-        if len(old_names) != len(new_names):
-            raise ValueError(f"cannot rename {old_names} to {new_names}: the counts differ")
-        for old, new in zip(old_names, new_names, strict=True):
-            self.batch.rename_key_(old, new)
-        return self
 
     def union(self, other: DataProto) -> DataProto:
         """Add the columns and metadata of `other`, in place; returns the batch itself.
@@ -401,22 +245,13 @@ class DataProto:
         Raises:
             AssertionError: a shared key holds different values, or the rows differ in number.
         """
-        if self.batch is None or other.batch is None:
-            self.batch = other.batch if self.batch is None else self.batch
-        else:
-            self.batch = union_tensor_dict(self.batch, other.batch)
+        self.batch = union_tensor_dict(self.batch, other.batch)
         self.non_tensor_batch = union_numpy_dict(self.non_tensor_batch, other.non_tensor_batch)
         self.meta_info = union_two_dict(self.meta_info, other.meta_info)
         self.check_consistency()
         return self
 
-    # --- moving and iterating -------------------------------------------------------------------
-
-    def to(self, device: str | torch.device) -> DataProto:
-        """Move the tensors to `device`, in place; returns the batch itself."""
-        if self.batch is not None:
-            self.batch = self.batch.to(device)
-        return self
+    # --- iterating ------------------------------------------------------------------------------
 
     def make_iterator(
         self,
@@ -439,11 +274,36 @@ class DataProto:
             f"mini_batch_size={mini_batch_size} must divide the {len(self)} rows of the batch"
         )
         generator = None if seed is None else torch.Generator().manual_seed(seed)
+        positions: Any = range(len(self))  # a sequence is all the loader needs of a data set
         loader = DataLoader(
-            range(len(self)),
+            positions,
             batch_size=mini_batch_size,
             collate_fn=self.select_idxs,
             generator=generator,
             **(dataloader_kwargs or {}),
         )
         return (mini_batch for _ in range(epochs) for mini_batch in loader)
+
+
+def _chosen(entries: dict[str, Any], keys: list[str] | None) -> dict[str, Any]:
+    return {key: entries[key] for key in entries if keys is None or key in keys}
+
+
+def pad_dataproto_to_divisor(data: DataProto, size_divisor: int) -> tuple[DataProto, int]:
+    """Repeat rows from the start until `size_divisor` divides the length.
+
+    Returns:
+        The padded batch (the same object if nothing was missing) and the number of rows added.
+    """
+    pad_size = -len(data) % size_divisor
+    if len(data) == 0:
+        logger.warning("an empty batch has no row to pad with; it stays empty")
+    if pad_size == 0:
+        return data, 0
+    # Modulo, because a batch shorter than its padding is gone through more than once.
+    return data.select_idxs(np.arange(len(data) + pad_size) % len(data)), pad_size
+
+
+def unpad_dataproto(data: DataProto, pad_size: int) -> DataProto:
+    """Drop the last `pad_size` rows: the inverse of :func:`pad_dataproto_to_divisor`."""
+    return data[: len(data) - pad_size] if pad_size else data

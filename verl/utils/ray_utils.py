@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -36,13 +35,3 @@ def parallel_put(data_list: list[Any], max_workers: int | None = None) -> list[r
     assert len(data_list) > 0, "data_list must not be empty"
     with ThreadPoolExecutor(max_workers or min(len(data_list), _MAX_PUT_THREADS)) as pool:
         return list(pool.map(ray.put, data_list))
-
-
-def get_event_loop() -> asyncio.AbstractEventLoop:
-    """The thread's event loop; a new one where there is none yet."""
-    try:
-        return asyncio.get_event_loop()
-    except RuntimeError:
-        loop = asyncio.new_event_loop()
-        asyncio.set_event_loop(loop)
-        return loop

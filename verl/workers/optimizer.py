@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from verl.config.optim import OptimConfig
 from verl.utils.errors import UserError
-from verl.utils.torch_functional import (
+from verl.utils.lr_schedules import (
     get_constant_schedule_with_warmup,
     get_cosine_schedule_with_warmup,
 )

@@ -8,7 +8,6 @@ from verl.algorithms.aggregation import LOSS_AGG_MODES, loss_normalizers
 from verl.algorithms.policy_losses import (
     ClipRange,
     cispo_loss,
-    compute_entropy_loss,
     compute_policy_loss,
     compute_policy_loss_gpg,
     compute_policy_loss_vanilla,
@@ -215,13 +214,6 @@ def test_value_loss_micro_batches_add_up():
     ]
     for k in (0, 1):
         assert sum(part[k] for part in parts).item() == pytest.approx(whole[k].item(), abs=1e-6)
-
-
-def test_entropy_loss_by_hand():
-    # uniform over 4: ln 4; a certain token: 0; the third is masked
-    logits = torch.tensor([[[0.0] * 4, [100.0, 0.0, 0.0, 0.0], [0.0] * 4]])
-    loss = compute_entropy_loss(logits, torch.tensor([[1, 1, 0]]))
-    assert loss.item() == pytest.approx(math.log(4) / 2)
 
 
 def test_unknown_loss_lists_the_names():

@@ -1,6 +1,5 @@
 """DataProto, method by method."""
 
-import logging
 import sys
 from subprocess import run
 
@@ -11,15 +10,10 @@ from tensordict import TensorDict
 
 from verl import DataProto
 from verl.protocol import (
-    DataProtoConfig,
-    DataProtoItem,
-    collate_fn,
-    fold_batch_dim,
-    list_of_dict_to_dict_of_list,
     pad_dataproto_to_divisor,
-    unfold_batch_dim,
     unpad_dataproto,
 )
+from verl.protocol.merge import list_of_dict_to_dict_of_list
 
 
 @pytest.fixture
@@ -51,12 +45,9 @@ class TestBuilding:
         with pytest.raises(AssertionError, match="not an array"):
             DataProto(non_tensor_batch={"t": ["x"]})
 
-    @pytest.mark.parametrize("dims", [0, 2])
-    def test_one_batch_dimension(self, dims):
-        with pytest.raises(AssertionError, match="one batch dimension"):
-            DataProto.from_dict({"a": torch.zeros(2, 2)}, num_batch_dims=dims)
-        with pytest.raises(AssertionError, match="one batch dimension"):
-            DataProto(batch=TensorDict({}, batch_size=[1] * dims))
+    def test_one_batch_dimension(self):
+        with pytest.raises(AssertionError, match="one batch dimension, not 2"):
+            DataProto(TensorDict({"a": torch.zeros(2, 2)}, batch_size=[2, 2]))
 
     def test_from_single_dict_sorts_by_type_and_keeps_the_class(self):
         class Special(DataProto):
@@ -100,10 +91,7 @@ class TestRows:
         assert rows(picked) == [(1, "a"), (5, "c")]
         assert picked.batch.batch_size == torch.Size([2])
 
-    def test_single_row_slice_and_bad_index(self, data):
-        item = data[1]
-        assert isinstance(item, DataProtoItem)
-        assert item.batch["obs"].tolist() == [3, 4] and item.non_tensor_batch == {"label": "b"}
+    def test_slice_and_bad_index(self, data):
         assert rows(data[::2]) == [(1, "a"), (5, "c")]
         assert len(data[[]]) == 0
         with pytest.raises(TypeError, match="not str"):
@@ -123,20 +111,10 @@ class TestRows:
         assert rows(data.repeat(2)) == [(1, "a"), (1, "a"), (3, "b"), (3, "b"), (5, "c"), (5, "c")]
         assert rows(data.repeat(2, interleave=False)) == rows(data) * 2
 
-    @pytest.mark.parametrize("times", [[2, 0, 1], torch.tensor([2, 0, 1])])
-    def test_sample_level_repeat(self, data, times):
-        assert rows(data.sample_level_repeat(times)) == [(1, "a"), (1, "a"), (5, "c")]
-        with pytest.raises(AssertionError, match="one number for each of 3 rows"):
-            data.sample_level_repeat([1, 2])
-
     def test_chunk_must_divide(self, data):
         assert [rows(part) for part in data.chunk(3)] == [[row] for row in rows(data)]
         with pytest.raises(AssertionError, match="3 rows do not split into 2 equal chunks"):
             data.chunk(2)
-
-    def test_chunk_with_padding_enabled_may_be_uneven(self):
-        data = DataProto.from_dict({"a": torch.arange(10)}, auto_padding=True)
-        assert [len(part) for part in data.chunk(4)] == [3, 3, 2, 2]
 
     def test_split_leaves_a_rest(self, data):
         assert [len(part) for part in data.split(2)] == [2, 1]
@@ -190,12 +168,6 @@ class TestColumns:
         with pytest.raises(KeyError, match="obs"):
             data.pop(["obs"])
 
-    def test_rename(self, data):
-        assert data.rename("obs", "state") is data
-        assert set(data.batch.keys()) == {"state"}
-        with pytest.raises(ValueError, match="counts differ"):
-            data.rename(["state"], [])
-
     def test_union(self, data):
         other = DataProto.from_dict({"act": torch.zeros(3)}, {"t": [1, 2, 3]}, {"more": 1})
         assert data.union(other) is data
@@ -210,44 +182,12 @@ class TestColumns:
             DataProto.from_dict({"act": torch.zeros(4)}),
             DataProto.from_dict(non_tensors={"label": ["a", "b", "z"]}),
             DataProto.from_dict(non_tensors={"more": ["a", "b"]}),
-            DataProto(meta_info={"name": "other"}),
+            DataProto.from_dict({"act": torch.zeros(3)}, meta_info={"name": "other"}),
         ],
     )
     def test_union_refuses_conflicts(self, data, other):
         with pytest.raises(AssertionError):
             data.union(other)
-
-
-class TestShape:
-    def test_fold_and_unfold(self, data):
-        folded = fold_batch_dim(data.repeat(2), new_batch_size=3)
-        assert folded.batch["obs"].shape == (3, 2, 2)
-        assert folded.non_tensor_batch["label"].tolist() == [["a", "a"], ["b", "b"], ["c", "c"]]
-        folded.reorder(torch.tensor([1, 2, 0]))
-        assert rows(unfold_batch_dim(folded, batch_dims=2)) == [
-            (3, "b"), (3, "b"), (5, "c"), (5, "c"), (1, "a"), (1, "a"),
-        ]  # fmt: skip
-        with pytest.raises(AssertionError, match="3 rows do not fold into 2"):
-            fold_batch_dim(data, 2)
-
-    def test_unfold_column_chunks(self):
-        data = DataProto.from_dict(
-            {"wide": torch.arange(8).reshape(2, 4), "same": torch.tensor([[1], [2]])},
-            {"pair": [["a1", "a2"], ["b1", "b2"]], "label": ["a", "b"]},
-        )
-        cut = data.unfold_column_chunks(2, split_keys=["wide", "pair"])
-        assert cut.batch["wide"].tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
-        assert cut.batch["same"].tolist() == [[1], [1], [2], [2]]
-        assert cut.non_tensor_batch["pair"].tolist() == [["a1"], ["a2"], ["b1"], ["b2"]]
-        assert cut.non_tensor_batch["label"].tolist() == ["a", "a", "b", "b"]
-        # The original keeps its shape, and without names everything is repeated.
-        assert data.batch["wide"].shape == (2, 4)
-        assert data.unfold_column_chunks(2).batch["wide"].shape == (4, 4)
-        with pytest.raises(AssertionError, match="cannot be cut in 3"):
-            data.unfold_column_chunks(3, split_keys=["wide"])
-
-    def test_collate(self, data):
-        assert rows(collate_fn([data[0], data[2]])) == [(1, "a"), (5, "c")]
 
 
 class TestPadding:
@@ -263,26 +203,6 @@ class TestPadding:
         empty = data[:0]
         assert pad_dataproto_to_divisor(empty, 2)[1] == 0
         assert "empty batch" in caplog.text
-
-    def test_padding_in_place(self, data):
-        data.padding(2)
-        assert rows(data)[3:] == [(5, "c"), (5, "c")]
-        data.padding(1, padding_candidate="first")
-        assert rows(data)[5] == (1, "a")
-
-    def test_enabled_by_batch_process_or_environment(self, data, monkeypatch):
-        assert not data.is_padding_enabled()
-        assert DataProto.from_dict({"a": torch.zeros(1)}, auto_padding=True).is_padding_enabled()
-        monkeypatch.setenv("VERL_AUTO_PADDING", "TRUE")
-        assert data.is_padding_enabled()
-        monkeypatch.delenv("VERL_AUTO_PADDING")
-        DataProtoConfig.auto_padding = True
-        try:
-            assert data.is_padding_enabled()
-        finally:
-            DataProtoConfig.auto_padding = False
-        with pytest.raises(AssertionError, match="must be a bool"):
-            DataProtoConfig.auto_padding = "yes"
 
 
 class TestIterator:
@@ -306,13 +226,6 @@ class TestIterator:
     def test_mini_batch_must_divide(self, data):
         with pytest.raises(AssertionError, match="mini_batch_size=2 must divide the 3 rows"):
             data.make_iterator(2, epochs=1)
-
-
-def test_to_device_and_print_size(data, caplog):
-    assert data.to("meta") is data and data.batch["obs"].device.type == "meta"
-    with caplog.at_level(logging.INFO):
-        data.print_size("rollout")
-    assert "rollout, TensorDict: 0.000 GiB" in caplog.text
 
 
 def test_rows_to_columns():

@@ -71,13 +71,6 @@ def test_repeat_orders_copies_as_asked(length, times):
 
 
 @few
-@given(st.lists(st.integers(min_value=0, max_value=3), min_size=1, max_size=12))
-def test_sample_level_repeat_counts(times):
-    repeated = ids(batch_of(len(times)).sample_level_repeat(times))
-    assert repeated == [i for i, count in enumerate(times) for _ in range(count)]
-
-
-@few
 @given(lengths.flatmap(lambda n: st.lists(st.booleans(), min_size=n, max_size=n)))
 def test_mask_and_its_indices_select_the_same(mask):
     data = batch_of(len(mask))

@@ -5,9 +5,6 @@ from verl.single_controller.ray.base import (
     RayResourcePool,
     RayWorkerGroup,
     create_colocated_worker_cls,
-    create_colocated_worker_cls_fused,
-    merge_resource_pool,
-    split_resource_pool,
 )
 
 __all__ = [
@@ -15,7 +12,4 @@ __all__ = [
     "RayResourcePool",
     "RayWorkerGroup",
     "create_colocated_worker_cls",
-    "create_colocated_worker_cls_fused",
-    "merge_resource_pool",
-    "split_resource_pool",
 ]

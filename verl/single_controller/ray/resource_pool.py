@@ -8,7 +8,6 @@ import math
 import uuid
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from itertools import accumulate
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table
@@ -43,8 +42,6 @@ class RayResourcePool(ResourcePool):
         use_gpu: bool = True,
         name_prefix: str | None = None,
         max_colocate_count: int = 10,
-        detached: bool = False,
-        accelerator_type: str | None = None,
     ) -> None:
         """Nothing is reserved before the first worker group asks.
 
@@ -54,14 +51,10 @@ class RayResourcePool(ResourcePool):
             name_prefix: of the placement groups' names.
             max_colocate_count: worker groups that may share the pool; each gets an equal part of
                 a place.
-            detached: keep the reservation when the driver ends.
-            accelerator_type: custom Ray resource that a node must have, e.g. ``"A100"``.
         """
         super().__init__(process_on_nodes, max_colocate_count)
         self.use_gpu = use_gpu
         self.name_prefix = name_prefix or f"verl_pool_{uuid.uuid4().hex[:6]}"
-        self.detached = detached
-        self.accelerator_type = accelerator_type
         self.pgs: list[PlacementGroup] | None = None
 
     def accelerator(self, device_name: str | None = None) -> str | None:
@@ -74,11 +67,7 @@ class RayResourcePool(ResourcePool):
         accelerator = self.accelerator(device_name)
         if accelerator is None:
             return {"CPU": 1}
-        bundle = {"CPU": self.max_colocate_count, accelerator: 1}
-        if self.accelerator_type is not None:
-            # Only a mark that the node must carry; it is not used up.
-            bundle[self.accelerator_type] = 1e-4
-        return bundle
+        return {"CPU": self.max_colocate_count, accelerator: 1}
 
     def share(self, device_name: str | None) -> dict[str, float]:
         """The part of a place that one worker gets."""
@@ -86,11 +75,10 @@ class RayResourcePool(ResourcePool):
         return {
             name: math.floor(1e4 * amount / self.max_colocate_count) / 1e4
             for name, amount in self._bundle(device_name).items()
-            if name != self.accelerator_type
         }
 
     def get_placement_groups(
-        self, strategy: str = "STRICT_PACK", name: str | None = None, device_name: str | None = None
+        self, strategy: str = "STRICT_PACK", device_name: str | None = None
     ) -> list[PlacementGroup]:
         """Reserve the places, once; one placement group a node, in the order of the nodes' IPs.
 
@@ -103,8 +91,7 @@ class RayResourcePool(ResourcePool):
                 placement_group(
                     bundles=[dict(bundle) for _ in range(count)],
                     strategy=strategy,
-                    name=f"{name or self.name_prefix}:{node}",
-                    lifetime="detached" if self.detached else None,
+                    name=f"{self.name_prefix}:{node}",
                 )
                 for node, count in enumerate(self.store)
             ]
@@ -140,7 +127,6 @@ class RayResourcePool(ResourcePool):
         for group in self.get_placement_groups(strategy, device_name=device_name):
             nodes = placement_group_table(group)["bundles_to_node_id"]
             bundles += [(group, index, nodes[index]) for index in range(group.bundle_count)]
-        bundles = self._own(bundles)
         size_of_node = Counter(node for _, _, node in bundles)
         next_rank: dict[str, int] = defaultdict(int)
         places = []
@@ -148,96 +134,6 @@ class RayResourcePool(ResourcePool):
             places.append(Place(group, index, node, next_rank[node], size_of_node[node]))
             next_rank[node] += 1
         return places
-
-    def _own(self, bundles: list) -> list:
-        return bundles
-
-
-class SubRayResourcePool(RayResourcePool):
-    """Consecutive places of another pool."""
-
-    def __init__(self, parent: RayResourcePool, start_bundle_index: int, size: int) -> None:
-        super().__init__(
-            [size], parent.use_gpu, parent.name_prefix, parent.max_colocate_count, parent.detached
-        )
-        self._parent = parent
-        self.start_bundle_index = start_bundle_index
-
-    def get_placement_groups(
-        self, strategy: str = "STRICT_PACK", name: str | None = None, device_name: str | None = None
-    ) -> list[PlacementGroup]:
-        """The placement groups of the whole pool."""
-        return self._parent.get_placement_groups(strategy, name, device_name)
-
-    def _own(self, bundles: list) -> list:
-        return bundles[self.start_bundle_index :][: self.world_size]
-
-
-def split_resource_pool(
-    resource_pool: RayResourcePool, split_size: int | list[int]
-) -> list[SubRayResourcePool]:
-    """Cut a pool into parts of `split_size` places, or of the sizes listed.
-
-    Raises:
-        ValueError: the parts do not add up to the pool.
-    """
-    total = resource_pool.world_size
-    sizes = split_size
-    if isinstance(sizes, int):
-        sizes = [sizes] * (total // sizes)
-    if sum(sizes) != total:
-        raise ValueError(f"parts of {split_size} do not add up to the pool's {total} places")
-    offset, parent = 0, resource_pool
-    if isinstance(resource_pool, SubRayResourcePool):
-        offset, parent = resource_pool.start_bundle_index, resource_pool._parent
-    starts = [offset, *(offset + end for end in accumulate(sizes))]
-    return [
-        SubRayResourcePool(parent, start, size) for start, size in zip(starts, sizes, strict=False)
-    ]
-
-
-def merge_resource_pool(rp1: RayResourcePool, rp2: RayResourcePool) -> RayResourcePool:
-    """One pool of the places of two, reserved by them already or now.
-
-    Raises:
-        AssertionError: the pools offer different places.
-    """
-    for trait in ("use_gpu", "max_colocate_count", "detached"):
-        ours, theirs = getattr(rp1, trait), getattr(rp2, trait)
-        assert ours == theirs, f"cannot merge pools: {trait} is {ours} in one and {theirs} in other"
-    merged = RayResourcePool(
-        rp1.store + rp2.store,
-        rp1.use_gpu,
-        f"{rp1.name_prefix}_{rp2.name_prefix}",
-        rp1.max_colocate_count,
-        rp1.detached,
-    )
-    merged.pgs = rp1.get_placement_groups() + rp2.get_placement_groups()
-    return merged
-
-
-def extract_pg_from_exist(
-    resource_pools: dict[str, RayResourcePool],
-    src_role_names: list[str],
-    resource_pool: RayResourcePool,
-) -> list[PlacementGroup]:
-    """Placement groups of the named pools, one that is large enough for each node of another pool.
-
-    Raises:
-        AssertionError: there are too few large ones.
-    """
-    largest_first = sorted(
-        (pg for name in src_role_names for pg in resource_pools[name].get_placement_groups()),
-        key=lambda pg: pg.bundle_count,
-        reverse=True,
-    )
-    wanted = sorted(enumerate(resource_pool.store), key=lambda item: item[1], reverse=True)
-    chosen: dict[int, PlacementGroup] = {}
-    for (node, count), group in zip(wanted, largest_first, strict=False):
-        assert group.bundle_count >= count, f"no placement group is left for {count} workers"
-        chosen[node] = group
-    assert len(chosen) == len(wanted), f"{len(wanted)} nodes wanted, {len(chosen)} groups found"
-    return [chosen[node] for node in range(len(wanted))]
 
 
 def _ip_sort_key(address: str) -> tuple:

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
-import logging
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tensordict import TensorDict
 
-from verl.protocol import DataProto, DataProtoFuture, unpad_dataproto
+from verl.protocol import DataProto
 from verl.single_controller.base import WorkerGroup
-from verl.single_controller.base.dispatch import PADDING_SIZE_KEY
+from verl.single_controller.base.decorator import Execute, Registration
 from verl.single_controller.base.rendezvous import find_free_port
 from verl.single_controller.ray.resource_pool import Place, RayResourcePool
 from verl.single_controller.ray.worker_class import RayClassWithInitArgs
 from verl.utils.ray_utils import parallel_put
-
-logger = logging.getLogger(__name__)
 
 
 def _free_address() -> tuple[str, str]:
@@ -38,39 +33,6 @@ def _meeting_point(node_id: str) -> tuple[str, str]:
     return ray.get(probe.remote())
 
 
-def _unpad(output: Any, padding: int) -> Any:
-    if isinstance(output, DataProto):
-        return unpad_dataproto(output, padding)
-    if isinstance(output, DataProtoFuture):
-        joined = output.collect_fn
-        return DataProtoFuture(
-            lambda parts: unpad_dataproto(joined(parts), padding), output.futures
-        )
-    return output
-
-
-def func_generator(
-    group: RayWorkerGroup,
-    method_name: str,
-    dispatch_fn: Callable,
-    collect_fn: Callable,
-    execute_fn: Callable,
-    blocking: bool,
-) -> Callable:
-    """The group's side of a registered method: dispatch, execute, wait, collect, unpad."""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        args, kwargs = dispatch_fn(group, *args, **kwargs)
-        padding = kwargs.pop(PADDING_SIZE_KEY, 0)
-        output = execute_fn(method_name, *args, **kwargs)
-        if blocking:
-            output = ray.get(output)
-        return _unpad(collect_fn(group, output), padding)
-
-    call.__name__ = method_name
-    return call
-
-
 class RayWorkerGroup(WorkerGroup):
     """Starts one actor on each place of a pool and calls them together.
 
@@ -80,23 +42,20 @@ class RayWorkerGroup(WorkerGroup):
 
     def __init__(
         self,
-        resource_pool: RayResourcePool | None = None,
-        ray_cls_with_init: RayClassWithInitArgs | None = None,
+        resource_pool: RayResourcePool,
+        ray_cls_with_init: RayClassWithInitArgs,
         bin_pack: bool = True,
         name_prefix: str | None = None,
-        detached: bool = False,
-        worker_names: list[str] | None = None,
         worker_handles: list[ActorHandle] | None = None,
         device_name: str | None = None,
         worker_env: dict[str, str] | None = None,
         colocated_key: str | None = None,
     ) -> None:
-        """Start workers on `resource_pool`, or take over those named or given.
+        """Start workers on `resource_pool`, or take over those given.
 
         Args:
             bin_pack: all workers of one entry of the pool must be on one node.
             name_prefix: of the actors' names; by default unique.
-            detached: workers outlive the driver and are found again by name.
             device_name: ``cuda``, ``npu`` or ``cpu``; by default what the pool holds.
             worker_env: environment variables of the worker processes.
             colocated_key: which of several colocated workers this group talks to.
@@ -105,43 +64,33 @@ class RayWorkerGroup(WorkerGroup):
             ValueError: `worker_env` sets a variable that the group itself sets.
             UserError: the cluster cannot provide the places.
         """
-        super().__init__(resource_pool)
+        super().__init__()
+        self.resource_pool = resource_pool
         self.ray_cls_with_init = ray_cls_with_init
         self.name_prefix = name_prefix or uuid.uuid4().hex[:6]
         self.device_name = device_name
         self._colocated_key = colocated_key
-        self._probes: dict[ActorHandle, ray.ObjectRef] = {}
         if worker_handles is not None:
-            self._workers, self._worker_names = list(worker_handles), list(worker_names or [])
-        elif worker_names is not None:
-            self._workers = [ray.get_actor(name) for name in worker_names]
-            self._worker_names = list(worker_names)
+            self._workers = list(worker_handles)
         else:
-            options = {"lifetime": "detached"} if detached else {}
             places = resource_pool.places("STRICT_PACK" if bin_pack else "PACK", device_name)
-            self._start_workers(places, worker_env or {}, options)
-        if ray_cls_with_init is not None:
-            self._bind_worker_method(self._worker_cls(), func_generator)
+            self._workers = self._started(places, worker_env or {})
+        self._bind_worker_methods(self._worker_class())
 
     # --- starting -------------------------------------------------------------------------------
 
-    def _start_workers(
-        self, places: list[Place], worker_env: dict[str, str], options: dict[str, Any]
-    ) -> None:
+    def _started(self, places: list[Place], worker_env: dict[str, str]) -> list[ActorHandle]:
         meeting_point = _meeting_point(places[0].node_id)
         share = self.resource_pool.share(self.device_name)
-        self._worker_names = []
+        workers = []
         for rank, place in enumerate(places):
             own_env = self._environment(rank, len(places), place, meeting_point)
             taken = sorted(own_env.keys() & worker_env.keys())
             if taken:
                 raise ValueError(f"worker_env may not set {taken}: the worker group sets them")
             name = f"{self.name_prefix}_{self.ray_cls_with_init.raw_cls.__name__}_{rank}"
-            worker = self.ray_cls_with_init.start(
-                place, share, worker_env | own_env, name, **options
-            )
-            self._workers.append(worker)
-            self._worker_names.append(name)
+            workers.append(self.ray_cls_with_init.start(place, share, worker_env | own_env, name))
+        return workers
 
     def _environment(
         self, rank: int, world_size: int, place: Place, meeting_point: tuple[str, str]
@@ -159,29 +108,13 @@ class RayWorkerGroup(WorkerGroup):
             "MASTER_PORT": meeting_point[1],
         }
 
-    @classmethod
-    def from_detached(
-        cls,
-        name_prefix: str | None = None,
-        worker_names: list[str] | None = None,
-        worker_handles: list[ActorHandle] | None = None,
-        ray_cls_with_init: RayClassWithInitArgs | None = None,
-    ) -> RayWorkerGroup:
-        """Take over workers that another process started."""
-        return cls(
-            ray_cls_with_init=ray_cls_with_init,
-            name_prefix=name_prefix,
-            worker_names=worker_names,
-            worker_handles=worker_handles,
-        )
-
     # --- colocated workers ----------------------------------------------------------------------
 
-    def _worker_cls(self) -> type:
-        raw_cls = self.ray_cls_with_init.raw_cls
-        if self._colocated_key is None:
-            return raw_cls
-        return raw_cls.class_dict[self._colocated_key].cls
+    def _worker_class(self) -> type:
+        raw_cls: Any = self.ray_cls_with_init.raw_cls
+        return (
+            raw_cls if self._colocated_key is None else raw_cls.class_dict[self._colocated_key].cls
+        )
 
     def spawn(self, prefix_set: Iterable[str]) -> dict[str, RayWorkerGroup]:
         """One group for each key of :func:`create_colocated_worker_cls`, on the same processes."""
@@ -190,7 +123,6 @@ class RayWorkerGroup(WorkerGroup):
                 self.resource_pool,
                 self.ray_cls_with_init,
                 name_prefix=self.name_prefix,
-                worker_names=self._worker_names,
                 worker_handles=self._workers,
                 device_name=self.device_name,
                 colocated_key=key,
@@ -198,33 +130,16 @@ class RayWorkerGroup(WorkerGroup):
             for key in prefix_set
         }
 
-    def fuse(self, prefix_set: Iterable[str]) -> None:
-        """As :meth:`spawn`, with the groups as attributes of this one: ``group.actor.add(x)``."""
-        for key, group in self.spawn(prefix_set).items():
-            setattr(self, key, group)
-
     # --- executing ------------------------------------------------------------------------------
 
-    def _call(self, worker: ActorHandle, method: str, args: tuple, kwargs: dict) -> ray.ObjectRef:
-        if self._colocated_key is None:
-            return getattr(worker, method).remote(*args, **kwargs)
-        is_async = inspect.iscoroutinefunction(getattr(self._worker_cls(), method))
-        entry = worker.call_colocated_async if is_async else worker.call_colocated
-        return entry.remote(self._colocated_key, method, *args, **kwargs)
+    def execute(self, registration: Registration, method: str, args: tuple, kwargs: dict) -> Any:
+        """See :class:`WorkerGroup`; rank 0 alone takes the arguments as they are."""
+        if registration.execute_mode is Execute.RANK_ZERO:
+            return self.execute_rank_zero_sync(method, *args, **kwargs)
+        return self.execute_all_sync(method, *args, **kwargs)
 
-    def _calls(self, args: tuple, kwargs: dict[str, Any]) -> list[tuple[tuple, dict]]:
-        """Each worker's args and kwargs: its own entries, if all are lists with one a worker."""
-        size = self.world_size
-        values = [*args, *kwargs.values()]
-        if values and all(isinstance(v, list) and len(v) == size for v in values):
-            return [
-                (tuple(arg[i] for arg in args), {key: val[i] for key, val in kwargs.items()})
-                for i in range(size)
-            ]
-        return [(args, kwargs)] * size
-
-    def execute_all_async(self, method_name: str, *args: Any, **kwargs: Any) -> list[ray.ObjectRef]:
-        """Call a method of every worker and return references to the results.
+    def execute_all_sync(self, method_name: str, *args: Any, **kwargs: Any) -> list:
+        """Call a method of every worker, registered or not; the results in rank order.
 
         If every argument is a list with one entry a worker, each gets its own; else all get all.
         A batch travels once, however many workers get it.
@@ -243,57 +158,39 @@ class RayWorkerGroup(WorkerGroup):
         def sent(value: Any) -> Any:
             return stored.get(id(value), value)
 
-        return [
-            self._call(
-                worker,
-                method_name,
-                tuple(map(sent, call_args)),
-                {key: sent(value) for key, value in call_kwargs.items()},
-            )
-            for worker, (call_args, call_kwargs) in zip(self._workers, calls, strict=True)
-        ]
-
-    def execute_all_sync(self, method_name: str, *args: Any, **kwargs: Any) -> list:
-        """As :meth:`execute_all_async`, with the results."""
-        return ray.get(self.execute_all_async(method_name, *args, **kwargs))
-
-    def execute_all(self, method_name: str, *args: Any, **kwargs: Any) -> list[ray.ObjectRef]:
-        """:meth:`execute_all_async`."""
-        return self.execute_all_async(method_name, *args, **kwargs)
-
-    def execute_rank_zero_async(self, method_name: str, *args: Any, **kwargs: Any) -> ray.ObjectRef:
-        """Call a method of rank 0 and return a reference to the result."""
-        return self._call(self._workers[0], method_name, args, kwargs)
+        return ray.get(
+            [
+                self._call(
+                    worker,
+                    method_name,
+                    tuple(map(sent, call_args)),
+                    {key: sent(value) for key, value in call_kwargs.items()},
+                )
+                for worker, (call_args, call_kwargs) in zip(self._workers, calls, strict=True)
+            ]
+        )
 
     def execute_rank_zero_sync(self, method_name: str, *args: Any, **kwargs: Any) -> Any:
-        """Call a method of rank 0 and return the result."""
-        return ray.get(self.execute_rank_zero_async(method_name, *args, **kwargs))
+        """Call a method of rank 0, registered or not, and return its result."""
+        return ray.get(self._call(self._workers[0], method_name, args, kwargs))
 
-    def execute_rank_zero(self, method_name: str, *args: Any, **kwargs: Any) -> ray.ObjectRef:
-        """:meth:`execute_rank_zero_async`."""
-        return self.execute_rank_zero_async(method_name, *args, **kwargs)
+    def _call(self, worker: ActorHandle, method: str, args: tuple, kwargs: dict) -> ray.ObjectRef:
+        if self._colocated_key is None:
+            return getattr(worker, method).remote(*args, **kwargs)
+        return worker.call_colocated.remote(self._colocated_key, method, *args, **kwargs)
 
-    # --- looking --------------------------------------------------------------------------------
+    def _calls(self, args: tuple, kwargs: dict[str, Any]) -> list[tuple[tuple, dict]]:
+        """Each worker's args and kwargs: its own entries, if all are lists with one a worker."""
+        size = self.world_size
+        values = [*args, *kwargs.values()]
+        if values and all(isinstance(v, list) and len(v) == size for v in values):
+            return [
+                (tuple(arg[i] for arg in args), {key: val[i] for key, val in kwargs.items()})
+                for i in range(size)
+            ]
+        return [(args, kwargs)] * size
 
     @property
     def workers(self) -> list[ActorHandle]:
         """The actors in rank order."""
         return self._workers
-
-    @property
-    def worker_names(self) -> list[str]:
-        """The actors' names in rank order."""
-        return self._worker_names
-
-    def _is_worker_alive(self, worker: ActorHandle) -> bool:
-        """Dead is known; busy counts as alive. At most one question a worker is under way."""
-        probe = self._probes.get(worker) or worker.__ray_ready__.remote()
-        self._probes[worker] = probe
-        if not ray.wait([probe], timeout=0)[0]:
-            return True
-        del self._probes[worker]
-        try:
-            ray.get(probe)
-        except RayActorError:
-            return False
-        return True

@@ -33,7 +33,6 @@ from verl.algorithms.kl import (
     kl_penalty_forward,
 )
 from verl.algorithms.policy_losses import (
-    compute_entropy_loss,
     compute_policy_loss,
     compute_policy_loss_cispo,
     compute_policy_loss_geo_mean,
@@ -50,7 +49,6 @@ __all__ = [
     "AdvantageEstimator",
     "FixedKLController",
     "agg_loss",
-    "compute_entropy_loss",
     "compute_gae_across_turns",
     "compute_gae_advantage_return",
     "compute_gdpo_outcome_advantage",
