@@ -13,18 +13,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
 
 from agent_system.multi_turn_rollout.conversation import segments
-from agent_system.multi_turn_rollout.summary import (
-    admissible_share,
-    episode_metrics,
-    trajectory_record,
-    valid_share,
-)
+from agent_system.multi_turn_rollout.summary import episode_metrics, trajectory_record
 from agent_system.types import Trajectory, Turn
 from verl.protocol import DataProto
 
@@ -52,14 +46,10 @@ class _Row:
 def to_data_proto(
     trajectories: Iterable[Trajectory], *, pad_token_id: int, context_kind: str
 ) -> DataProto:
-    """The training batch of one rollout.
+    """The training batch of one rollout: the columns that `rows` makes in `verl.protocol.columns`.
 
-    Tensors: `prompts` (R, P), `responses` (R, T), `input_ids`, `attention_mask`, `position_ids`
-    (R, P+T); `response_mask` (R, T) is 1 on sampled tokens; `turn_ids` (R, T) is the turn of a
-    sampled token, else -1; `rollout_log_probs` (R, T); `token_level_scores` (R, T) is a turn's
-    reward at its last sampled token; `invalid_action_mask` (R, T) is 1 there when the turn's
-    format was invalid. Numpy columns (R,) say what each row is: see `_row_columns`. Trajectories
-    without turns give no row; the rows of one trajectory share its `traj_uid` and are in order.
+    Trajectories without turns give no row; the rows of one trajectory share its `traj_uid` and are
+    in order.
 
     Raises:
         ValueError: no rows; or a turn that dropped no history has a prompt that does not continue
@@ -80,7 +70,7 @@ def to_data_proto(
         tensors={
             name: torch.from_numpy(array) for name, array in _arrays(rows, pad_token_id).items()
         },
-        non_tensors=_row_columns(rows, context_kind),
+        non_tensors=_row_columns(rows),
     )
 
 
@@ -125,11 +115,8 @@ def _arrays(rows: Sequence[_Row], pad_token_id: int) -> dict[str, np.ndarray]:
             scores[i, span.stop - 1] = turn.reward
             invalid[i, span.stop - 1] = not turn.action.is_format_valid
     return {
-        "prompts": input_ids[:, :width_P].copy(),
-        "responses": input_ids[:, width_P:].copy(),
         "input_ids": input_ids,
         "attention_mask": attention_mask,
-        "position_ids": np.maximum(attention_mask.cumsum(axis=1) - 1, 0),
         "response_mask": response_mask,
         "turn_ids": turn_ids,
         "rollout_log_probs": log_probs,
@@ -138,39 +125,12 @@ def _arrays(rows: Sequence[_Row], pad_token_id: int) -> dict[str, np.ndarray]:
     }
 
 
-def _row_columns(rows: Sequence[_Row], context_kind: str) -> dict[str, np.ndarray]:
-    """One numpy column a name, (R,).
-
-    `turn` is the row's first turn, `rewards` the sum of the row; `is_action_valid` is a bool (turn)
-    or the share of valid turns (trajectory); `is_admissible` a share, nan where the environment
-    cannot tell; `weight_version` the oldest in the row; `dropped_turns` the sum of the row. The
-    rest repeats the trajectory.
-    """
-    valid_type = bool if context_kind == "turn" else np.float32
-
-    def column(values: Iterable[Any], dtype: Any = object) -> np.ndarray:
-        return np.array(list(values), dtype=dtype)
-
-    played = [row.trajectory for row in rows]
+def _row_columns(rows: Sequence[_Row]) -> dict[str, np.ndarray]:
+    episodes = [row.trajectory.episode for row in rows]
+    oldest = [min(turn.weight_version for turn in row.turns) for row in rows]
     return {
-        "uid": column(t.episode.uid for t in played),
-        "traj_uid": column(t.episode.traj_uid for t in played),
-        "task_name": column(t.episode.task.name for t in played),
-        "task_key": column(t.episode.task.key for t in played),
-        "reason": column(t.reason for t in played),
-        "episode_reward": column((t.episode_reward for t in played), np.float32),
-        "episode_length": column((t.num_turns for t in played), np.int64),
-        "success": column((t.success for t in played), bool),
-        "lenient_success": column((t.info["lenient_success"] for t in played), bool),
-        "score": column((t.score for t in played), np.float32),
-        "turn": column((row.turns[0].index for row in rows), np.int64),
-        "rewards": column((sum(turn.reward for turn in row.turns) for row in rows), np.float32),
-        "is_action_valid": column((valid_share(row.turns) for row in rows), valid_type),
-        "is_admissible": column((admissible_share(row.turns) for row in rows), np.float32),
-        "weight_version": column(
-            (min(turn.weight_version for turn in row.turns) for row in rows), np.int64
-        ),
-        "dropped_turns": column(
-            (sum(turn.dropped_turns for turn in row.turns) for row in rows), np.int64
-        ),
+        "uid": np.array([episode.uid for episode in episodes], dtype=object),
+        "traj_uid": np.array([episode.traj_uid for episode in episodes], dtype=object),
+        "turn": np.array([row.turns[0].index for row in rows], dtype=np.int64),
+        "weight_version": np.array(oldest, dtype=np.int64),
     }

@@ -138,15 +138,13 @@ def wait_until_gone(processes, seconds=15):
 
 def recomputed_log_probs(model, batch):
     """A plain forward over the rows: log softmax(logits / temperature) of each response token."""
+    attention = batch["attention_mask"]
+    positions = (attention.cumsum(-1) - 1).clamp(min=0)
     with torch.no_grad():
-        logits = model(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            position_ids=batch["position_ids"],
-        ).logits
-    width_T = batch["responses"].shape[1]
+        logits = model(batch["input_ids"], attention_mask=attention, position_ids=positions).logits
+    width_T = batch["response_mask"].shape[1]
     log_probs = (logits[:, -width_T - 1 : -1] / TEMPERATURE).log_softmax(-1)
-    return log_probs.gather(-1, batch["responses"][..., None])[..., 0]
+    return log_probs.gather(-1, batch["input_ids"][:, -width_T:, None])[..., 0]
 
 
 @pytest.mark.parametrize("kind", ["trajectory", "turn"])

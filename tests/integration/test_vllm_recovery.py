@@ -121,15 +121,15 @@ def kill_at_first(processes, arrived):
 def check_tokens(trajectories, model):
     """They were sampled by `model`, before and after whatever happened."""
     data = to_data_proto(trajectories, pad_token_id=0, context_kind="trajectory")
+    attention = data.batch["attention_mask"]
+    positions = (attention.cumsum(-1) - 1).clamp(min=0)
     with torch.no_grad():
         logits = model(
-            input_ids=data.batch["input_ids"],
-            attention_mask=data.batch["attention_mask"],
-            position_ids=data.batch["position_ids"],
+            data.batch["input_ids"], attention_mask=attention, position_ids=positions
         ).logits
-    width_T = data.batch["responses"].shape[1]
+    width_T = data.batch["response_mask"].shape[1]
     log_probs = logits[:, -width_T - 1 : -1].log_softmax(-1)
-    expected = log_probs.gather(-1, data.batch["responses"][..., None])[..., 0]
+    expected = log_probs.gather(-1, data.batch["input_ids"][:, -width_T:, None])[..., 0]
     mask = data.batch["response_mask"].bool()
     np.testing.assert_allclose(data.batch["rollout_log_probs"][mask], expected[mask], atol=2e-3)
 

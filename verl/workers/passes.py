@@ -16,11 +16,10 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from verl.config.model import MicroBatchConfig
+from verl.protocol.columns import LAYOUT_COLUMNS
 from verl.workers.forward import ForwardInputs, forward_inputs
 from verl.workers.micro_batch import micro_batch_rows
 from verl.workers.sharded_model import ShardedModel
-
-LAYOUT_COLUMNS = ("input_ids", "attention_mask", "response_mask")
 
 
 class LossOutput(NamedTuple):

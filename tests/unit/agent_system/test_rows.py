@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from agent_system.adapters.rows import episode_metrics, to_data_proto, trajectory_record
 from agent_system.types import Episode, ParsedAction, Task, Trajectory, Turn
+from verl.protocol.columns import COLUMNS
 
 PAD = 99
 
@@ -66,14 +67,11 @@ def one_turn():
 def test_trajectory_rows_by_hand():
     batch = to_data_proto([two_turns(), one_turn()], pad_token_id=PAD, context_kind="trajectory")
     tensors = {name: column.tolist() for name, column in batch.batch.items()}
-    assert tensors.pop("prompts") == [[PAD, 1, 2], [4, 5, 6]]
-    assert tensors.pop("responses") == [[11, 12, 3, 13, 14, 15], [21] + [PAD] * 5]
     assert tensors.pop("input_ids") == [
         [PAD, 1, 2, 11, 12, 3, 13, 14, 15],
         [4, 5, 6, 21, PAD, PAD, PAD, PAD, PAD],
     ]
     assert tensors.pop("attention_mask") == [[0] + [1] * 8, [1] * 4 + [0] * 5]
-    assert tensors.pop("position_ids") == [[0, 0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3, 3, 3, 3, 3, 3]]
     assert tensors.pop("response_mask") == [[1, 1, 0, 1, 1, 1], [1, 0, 0, 0, 0, 0]]
     assert tensors.pop("turn_ids") == [[0, 0, -1, 1, 1, 1], [0, -1, -1, -1, -1, -1]]
     expected = [[-0.11, -0.12, 0, -0.13, -0.14, -0.15], [-0.21, 0, 0, 0, 0, 0]]
@@ -84,62 +82,40 @@ def test_trajectory_rows_by_hand():
     assert not tensors
 
     columns = {name: column.tolist() for name, column in batch.non_tensor_batch.items()}
-    assert columns.pop("is_admissible")[0] == 0.5  # one of two
     assert columns == {
         "uid": ["g0", "g0"],
         "traj_uid": ["g0/0", "g0/1"],
-        "task_name": ["find", "find"],
-        "task_key": ["find[variation=7]#0"] * 2,
         "turn": [0, 0],
-        "is_action_valid": [0.5, 1.0],
-        "rewards": [10.5, -1.0],
-        "episode_reward": [10.5, -1.0],
-        "episode_length": [2, 1],
-        "success": [True, False],
-        "lenient_success": [True, False],
-        "score": [100.0, 30.0],
-        "reason": ["success", "truncated"],
         "weight_version": [2, 3],  # the oldest of the row
-        "dropped_turns": [0, 2],
     }
-    assert np.isnan(batch.non_tensor_batch["is_admissible"][1])  # the environment could not tell
 
 
 def test_turn_rows_by_hand():
     batch = to_data_proto([two_turns(), one_turn()], pad_token_id=PAD, context_kind="turn")
     tensors = {name: column.tolist() for name, column in batch.batch.items()}
-    assert tensors["prompts"] == [[PAD, PAD, PAD, 1, 2], [1, 2, 11, 12, 3], [PAD, PAD, 4, 5, 6]]
-    assert tensors["responses"] == [[11, 12, PAD], [13, 14, 15], [21, PAD, PAD]]
+    assert tensors["input_ids"] == [
+        [PAD, PAD, PAD, 1, 2, 11, 12, PAD],
+        [1, 2, 11, 12, 3, 13, 14, 15],
+        [PAD, PAD, 4, 5, 6, 21, PAD, PAD],
+    ]
     assert tensors["response_mask"] == [[1, 1, 0], [1, 1, 1], [1, 0, 0]]
     assert tensors["turn_ids"] == [[0, 0, -1], [1, 1, 1], [0, -1, -1]]
-    assert tensors["position_ids"][0] == [0, 0, 0, 0, 1, 2, 3, 3]
     assert tensors["token_level_scores"] == [[0, 0.5, 0], [0, 0, 10], [-1, 0, 0]]
     assert tensors["invalid_action_mask"] == [[0, 1, 0], [0, 0, 0], [0, 0, 0]]
     columns = batch.non_tensor_batch
     assert columns["traj_uid"].tolist() == ["g0/0", "g0/0", "g0/1"]
     assert columns["turn"].tolist() == [0, 1, 0]
-    assert columns["is_action_valid"].tolist() == [False, True, True]
-    assert columns["is_action_valid"].dtype == bool
-    assert columns["rewards"].tolist() == [0.5, 10.0, -1.0]
-    assert columns["episode_reward"].tolist() == [10.5, 10.5, -1.0]
-    assert columns["episode_length"].tolist() == [2, 2, 1]
     assert columns["weight_version"].tolist() == [2, 3, 3]
 
 
-def test_column_types():
-    batch = to_data_proto([two_turns()], pad_token_id=PAD, context_kind="trajectory").batch
-    integers = (
-        "prompts",
-        "responses",
-        "input_ids",
-        "attention_mask",
-        "position_ids",
-        "response_mask",
-        "turn_ids",
-    )
-    assert all(batch[name].dtype == torch.int64 for name in integers)
-    floats = ("rollout_log_probs", "token_level_scores", "invalid_action_mask")
-    assert all(batch[name].dtype == torch.float32 for name in floats)
+@pytest.mark.parametrize("kind", ["turn", "trajectory"])
+def test_the_rows_have_the_columns_of_the_table(kind):
+    data = to_data_proto([two_turns()], pad_token_id=PAD, context_kind=kind)
+    made = {**data.batch, **data.non_tensor_batch}
+    (rows, width_T), width = data.batch["response_mask"].shape, data.batch["input_ids"].shape[1]
+    shapes = {"R": (rows,), "R T": (rows, width_T), "R P+T": (rows, width)}
+    table = {c.name: (shapes[c.shape], c.dtype) for c in COLUMNS if c.producer == "rows"}
+    assert {name: (tuple(v.shape), v.dtype) for name, v in made.items()} == table
 
 
 def test_a_prompt_that_training_would_not_see_is_refused():
@@ -178,20 +154,17 @@ def test_a_turn_that_dropped_history_starts_a_row():
     ]
     data = to_data_proto([make_trajectory(turns)], pad_token_id=PAD, context_kind="trajectory")
     tensors = {name: column.tolist() for name, column in data.batch.items()}
-    assert tensors["prompts"] == [[PAD, PAD, PAD, 1, 2], [1, 13, 14, 15, 4]]
-    assert tensors["responses"] == [[11, 12, 3, 13, 14, 15], [16, 5, 17, PAD, PAD, PAD]]
+    assert tensors["input_ids"] == [
+        [PAD, PAD, PAD, 1, 2, 11, 12, 3, 13, 14, 15],
+        [1, 13, 14, 15, 4, 16, 5, 17, PAD, PAD, PAD],
+    ]
     assert tensors["turn_ids"] == [[0, 0, -1, 1, 1, 1], [2, -1, 3, -1, -1, -1]]
     assert tensors["token_level_scores"] == [[0, 0.5, 0, 0, 0, 10], [1, 0, 2, 0, 0, 0]]
     assert tensors["invalid_action_mask"] == [[0, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]]
     columns = {name: column.tolist() for name, column in data.non_tensor_batch.items()}
     assert columns["traj_uid"] == ["g0/0", "g0/0"]
     assert columns["turn"] == [0, 2]
-    assert columns["rewards"] == [10.5, 3.0]
-    assert columns["episode_reward"] == [13.5, 13.5]
-    assert columns["episode_length"] == [4, 4]
-    assert columns["is_action_valid"] == [0.5, 0.5]
     assert columns["weight_version"] == [2, 4]
-    assert columns["dropped_turns"] == [0, 1]
 
 
 tokens = st.integers(0, 50)
@@ -223,16 +196,16 @@ def test_every_sampled_token_appears_once_with_its_log_prob_and_turn(trajectorie
     data = to_data_proto(trajectories, pad_token_id=PAD, context_kind=kind)
     batch, columns = data.batch, data.non_tensor_batch
     mask = batch["response_mask"].bool()
+    responses = batch["input_ids"][:, -mask.shape[1] :]
     assert int(mask.sum()) == sum(len(turn.response_ids) for _, turn in turns)
     for traj_uid, turn in turns:
         here = torch.from_numpy(columns["traj_uid"] == traj_uid)[:, None]
         here = here & (batch["turn_ids"] == turn.index)
-        assert batch["responses"][here].tolist() == turn.response_ids.tolist()
+        assert responses[here].tolist() == turn.response_ids.tolist()
         assert batch["rollout_log_probs"][here].tolist() == turn.log_probs.tolist()
         assert float(batch["token_level_scores"][here].sum()) == turn.reward
     assert torch.equal(mask, batch["turn_ids"] >= 0)
     assert float(batch["token_level_scores"].sum()) == sum(turn.reward for _, turn in turns)
-    assert columns["rewards"].sum() == sum(turn.reward for _, turn in turns)
     invalid = sum(not turn.action.is_format_valid for _, turn in turns)
     assert int(batch["invalid_action_mask"].sum()) == invalid
 
@@ -249,8 +222,6 @@ def test_the_attended_tokens_of_a_row_are_what_the_engine_saw(trajectories, kind
         attended = data.batch["attention_mask"][row].bool()
         seen = data.batch["input_ids"][row][attended].tolist()
         assert seen == turn.prompt_ids.tolist() + turn.response_ids.tolist()
-        positions = data.batch["position_ids"][row][attended].tolist()
-        assert positions == list(range(len(seen)))
 
 
 def test_episode_metrics_by_hand():

@@ -177,12 +177,10 @@ def test_the_rows_of_a_trajectory_are_its_segments(game, budget):
     assert len(data) == len(parts)
     columns = data.non_tensor_batch
     assert columns["turn"].tolist() == [part[0].index for part in parts]
-    assert columns["episode_length"].tolist() == [len(turns)] * len(parts)
-    assert columns["rewards"].sum() == sum(turn.reward for turn in turns)
-    assert columns["dropped_turns"].tolist() == [part[0].dropped_turns for part in parts]
+    assert float(data.batch["token_level_scores"].sum()) == sum(turn.reward for turn in turns)
     for row, part in enumerate(parts):
         mask = data.batch["response_mask"][row].bool()
-        assert data.batch["responses"][row][mask].tolist() == [
+        assert data.batch["input_ids"][row, -len(mask) :][mask].tolist() == [
             token for turn in part for token in turn.response_ids.tolist()
         ]
         seen = data.batch["input_ids"][row][data.batch["attention_mask"][row].bool()].tolist()

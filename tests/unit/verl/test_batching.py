@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from verl import DataProto
 from verl.trainer.ppo.batching import (
-    PADDING_UID,
     gather,
     mini_batches,
     pad_rows,
@@ -27,12 +26,11 @@ def rollout(lengths: list[int]) -> DataProto:
     numbers = torch.arange(rows)
     return DataProto.from_single_dict(
         {
-            "prompts": numbers[:, None].repeat(1, PROMPT),
+            "input_ids": numbers[:, None].repeat(1, PROMPT + RESPONSE),
             "response_mask": mask,
             "turn_ids": torch.where(mask.bool(), 0, -1),
             "token_level_scores": mask.float(),
             "attention_mask": torch.cat([torch.ones(rows, PROMPT, dtype=torch.long), mask], dim=1),
-            "row": numbers,
             "uid": np.array([f"u{i // 2}" for i in range(rows)], dtype=object),
             "traj_uid": np.array([f"t{i}" for i in range(rows)], dtype=object),
         }
@@ -48,12 +46,13 @@ def test_padding_rows_are_empty_and_named():
     assert padded.batch["response_mask"][3].tolist() == [0, 0, 0]
     assert padded.batch["attention_mask"][3].tolist() == [0, 1, 0, 0, 0]
     assert padded.batch["turn_ids"][3].tolist() == [-1, -1, -1]
-    assert padded.non_tensor_batch["traj_uid"].tolist() == ["t0", "t1", "t2", PADDING_UID]
+    assert padded.non_tensor_batch["traj_uid"].tolist() == ["t0", "t1", "t2", "padding"]
 
 
 def test_workers_get_the_rollout_weights_and_nothing_they_do_not_read():
     batch = rollout([3, 1])
-    assert set(worker_view(batch).batch.keys()) == {"response_mask", "turn_ids", "attention_mask"}
+    read = {"input_ids", "attention_mask", "response_mask", "turn_ids"}
+    assert set(worker_view(batch).batch.keys()) == read
     batch.batch["rollout_is_weights"] = torch.full((2, RESPONSE), 0.5)
     assert "rollout_is_weights" in set(worker_view(batch).batch.keys())
 
@@ -77,7 +76,7 @@ def test_gather_undoes_spread(lengths, ranks, balance):
     shared, order = spread(batch, ranks, balance)
     assert len(shared) % ranks == 0
     back = gather(shared, order, len(batch))
-    assert back.batch["row"].tolist() == list(range(len(batch)))
+    assert back.batch["input_ids"][:, 0].tolist() == list(range(len(batch)))
 
 
 def test_ranks_get_about_equal_tokens():
@@ -112,7 +111,7 @@ def test_every_row_is_in_one_mini_batch_an_epoch(lengths, size, ranks, epochs):
         row
         for mini_batch in cut
         for row, active in zip(
-            mini_batch.batch["row"].tolist(),
+            mini_batch.batch["input_ids"][:, 0].tolist(),
             mini_batch.batch["response_mask"].any(-1).tolist(),
             strict=True,
         )
@@ -156,7 +155,7 @@ def test_the_same_generator_gives_the_same_mini_batches():
             rng=np.random.default_rng(seed),
             with_weights=False,
         )
-        return [mini_batch.batch["row"].tolist() for mini_batch in cut]
+        return [mini_batch.batch["input_ids"][:, 0].tolist() for mini_batch in cut]
 
     assert rows(7) == rows(7)
     assert rows(7) != rows(8)

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tensordict import TensorDict
 
 from verl.protocol import DataProto
 from verl.trainer.ppo.metric_utils import (
@@ -28,7 +29,6 @@ def make_batch(**non_tensors):
             "advantages": torch.tensor([[1.0, 2.0], [3.0, 9.0], [-1.0, 0.0], [9.0, 9.0]]),
             "returns": torch.tensor([[1.0, 3.0], [5.0, 9.0], [3.0, 3.0], [9.0, 9.0]]),
             "values": torch.tensor([[1.0, 3.0], [5.0, 9.0], [1.0, 5.0], [9.0, 9.0]]),
-            "responses": torch.zeros(4, 2, dtype=torch.long),
             "response_mask": torch.tensor([[1, 1], [1, 0], [1, 1], [0, 0]]),
             "attention_mask": torch.tensor(
                 [[1, 1, 1, 1], [0, 1, 1, 0], [0, 1, 1, 1], [0, 1, 0, 0]]
@@ -83,11 +83,9 @@ def test_lengths():
 def test_episode_columns_count_each_trajectory_once():
     batch = make_batch(
         episode_rewards=np.array([10.0, 10.0, 0.0, 99.0]),
-        success=np.array([True, True, False, True]),
     )
     metrics = compute_data_metrics(batch)
     assert metrics["episode/reward/mean"] == 5.0
-    assert metrics["episode/success/mean"] == 0.5
     assert "episode/length/mean" not in metrics
 
 
@@ -107,7 +105,7 @@ def test_timing_per_token():
 
 def test_timing_without_tokens_is_zero():
     batch = SimpleNamespace(
-        batch={"responses": torch.zeros(1, 2), "attention_mask": torch.zeros(1, 4)}
+        batch=TensorDict({"response_mask": torch.zeros(1, 2), "attention_mask": torch.zeros(1, 4)})
     )
     assert compute_timing_metrics(batch, {"gen": 1.0})["timing_per_token_ms/gen"] == 0.0
 

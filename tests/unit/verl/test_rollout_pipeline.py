@@ -47,7 +47,6 @@ class World:
             {
                 "input_ids": torch.ones(rows, 3, dtype=torch.long),
                 "attention_mask": torch.ones(rows, 3, dtype=torch.long),
-                "responses": ones.long(),
                 "response_mask": ones.long(),
                 "turn_ids": torch.zeros(rows, 2, dtype=torch.long),
                 "rollout_log_probs": -ones,

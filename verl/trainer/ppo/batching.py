@@ -12,22 +12,16 @@ import numpy as np
 
 from verl.algorithms.aggregation import loss_normalizers, trajectory_token_weights
 from verl.protocol import DataProto
+from verl.protocol.columns import COLUMNS, WORKER_COLUMNS
 from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
-
-PADDING_UID = "padding"
-# What workers read; the rest of a rollout stays on the driver.
-WORKER_COLUMNS = {
-    "input_ids", "attention_mask", "response_mask", "turn_ids", "old_log_probs", "ref_log_prob",
-    "advantages", "returns", "values", "rollout_is_weights",
-}  # fmt: skip
-EMPTIED_COLUMNS = {"response_mask", "trajectory_weight", "token_weight"}
 
 
 def worker_view(batch: DataProto) -> DataProto:
     """`batch` without the columns that no worker reads: they need not cross a process."""
+    present = set(batch.batch.keys())
     return batch.select(
-        batch_keys=sorted(WORKER_COLUMNS & set(batch.batch.keys())),
-        non_tensor_batch_keys=["uid", "traj_uid"],
+        batch_keys=[name for name in WORKER_COLUMNS if name in present],
+        non_tensor_batch_keys=["traj_uid"],
     )
 
 
@@ -38,16 +32,14 @@ def pad_rows(batch: DataProto, divisor: int) -> DataProto:
         return batch
     rows = np.concatenate([np.arange(len(batch)), np.zeros(missing, dtype=np.int64)])
     padded = batch.select_idxs(rows)
-    for key in EMPTIED_COLUMNS & set(padded.batch.keys()):
-        padded.batch[key][-missing:] = 0
-    padded.batch["turn_ids"][-missing:] = -1
+    columns = dict(padded.batch.items()) | padded.non_tensor_batch
+    for column in COLUMNS:
+        if column.padding is not None and column.name in columns:
+            columns[column.name][-missing:] = column.padding
     # One real token is left: a row without any would divide by zero in attention.
     attention, responses = padded.batch["attention_mask"], padded.batch["response_mask"]
     attention[-missing:] = 0
     attention[-missing:, attention.shape[1] - responses.shape[1] - 1] = 1
-    for key in ("uid", "traj_uid"):
-        padded.non_tensor_batch[key] = padded.non_tensor_batch[key].copy()
-        padded.non_tensor_batch[key][-missing:] = PADDING_UID
     return padded
 
 

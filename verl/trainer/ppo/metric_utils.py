@@ -20,8 +20,6 @@ from verl.protocol import DataProto
 EPISODE_COLUMNS = {
     "episode_rewards": "episode/reward",
     "episode_lengths": "episode/length",
-    "score": "episode/score",
-    "success": "episode/success",
 }
 # Phases whose cost grows with prompt and response tokens; `gen` grows with response tokens alone.
 WHOLE_SEQUENCE_PHASES = ("ref", "values", "adv", "update_critic", "update_actor")
@@ -80,7 +78,7 @@ def compute_data_metrics(batch: DataProto, use_critic: bool = True) -> dict[str,
 def _compute_response_info(batch: DataProto) -> dict[str, Tensor]:
     """`response_mask` (B, T), and the lengths (B,) of prompt and response by the attention mask."""
     attention_mask = batch.batch["attention_mask"]
-    response_width = batch.batch["responses"].shape[-1]
+    response_width = batch.batch["response_mask"].shape[-1]
     response_attention = attention_mask[:, -response_width:]
     has_mask = "response_mask" in batch.batch.keys()  # noqa: SIM118 - a TensorDict refuses `in`
     return {

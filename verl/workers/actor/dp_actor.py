@@ -15,6 +15,7 @@ from torch import Tensor
 from verl.algorithms.entropy_control import EntropyRegularizer
 from verl.config.actor import ActorConfig
 from verl.config.model import MicroBatchConfig
+from verl.protocol.columns import POLICY_COLUMNS
 from verl.trainer.ppo.core_algos import agg_loss, full_kl, get_policy_loss_fn, kl_penalty
 from verl.utils.errors import UserError
 from verl.workers.actor.reference import ReferencePolicy
@@ -26,15 +27,6 @@ from verl.workers.forward import (
 )
 from verl.workers.passes import LossOutput, MicroBatch, learn, measure
 from verl.workers.sharded_model import ShardedModel
-
-POLICY_COLUMNS = (
-    "input_ids",
-    "attention_mask",
-    "response_mask",
-    "old_log_probs",
-    "advantages",
-)
-ROLLOUT_WEIGHTS = "rollout_is_weights"  # a column where `algorithm.rollout_correction` is on
 
 
 class DataParallelPPOActor:
@@ -70,11 +62,8 @@ class DataParallelPPOActor:
             self._policy_loss = get_policy_loss_fn(config.policy_loss.loss_mode)
         except ValueError as error:
             raise UserError(f"actor.policy_loss.loss_mode: {error}") from error
-        self._columns = [*POLICY_COLUMNS]
-        if config.use_kl_loss and not self._full_kl:
-            self._columns.append("ref_log_prob")
-        if regularizer is not None:
-            self._columns.extend(regularizer.required_columns)
+        required = () if regularizer is None else regularizer.required_columns
+        self._columns = (*POLICY_COLUMNS, *required)
 
     def compute_log_prob(
         self, batch: TensorDict, config: MicroBatchConfig, temperature: float
@@ -93,10 +82,9 @@ class DataParallelPPOActor:
         `meta_info`: temperature, step_context, and the mini-batch's batch_num_tokens and
         global_batch_size, by which every term is divided.
         """
-        weights = {ROLLOUT_WEIGHTS} & set(batch.keys())
         return learn(
             self._sharded,
-            batch.select(*self._columns, *weights),
+            batch.select(*self._columns, strict=False),  # some are optional
             self._micro_batch_config(),
             self._packed,
             lambda micro: self._loss(micro, meta_info),
@@ -149,7 +137,7 @@ class DataParallelPPOActor:
             columns["response_mask"],
             self._config.loss_agg_mode,
             self._config,
-            rollout_is_weights=columns.get(ROLLOUT_WEIGHTS, None),
+            rollout_is_weights=columns.get("rollout_is_weights", None),
             **self._normalizers(meta_info),
         )
         return loss, {**metrics, "actor/pg_loss": loss.detach()}

@@ -13,12 +13,11 @@ from torch import Tensor
 
 from verl.config.critic import CriticConfig
 from verl.config.model import MicroBatchConfig
+from verl.protocol.columns import VALUE_COLUMNS
 from verl.trainer.ppo.core_algos import agg_loss, compute_value_loss
 from verl.workers.forward import value_forward
 from verl.workers.passes import LossOutput, MicroBatch, learn, measure
 from verl.workers.sharded_model import ShardedModel
-
-VALUE_COLUMNS = ("input_ids", "attention_mask", "response_mask", "values", "returns")
 
 
 class DataParallelPPOCritic:
