@@ -26,7 +26,7 @@ from verl.utils.errors import UserError
 from verl.utils.logging import setup_logging
 from verl.utils.loop_thread import LoopThread
 from verl.workers.model_loading import load_tokenizer
-from verl.workers.rollout.base import build_engine
+from verl.workers.rollout.engines import build_engine
 from verl.workers.rollout.supervised import EngineGaveUpError, SupervisedEngine
 from verl.workers.weight_sync import WeightUpdate
 

@@ -111,7 +111,7 @@ def scale_config(options: argparse.Namespace, folder: Path) -> PPOConfig:
             f"env.pool.slots_per_worker={options.episodes}",
             f"data.max_response_length={options.response_tokens}",
             "data.max_prompt_length=4096",
-            "actor_rollout_ref.rollout.name=simulated",
+            "actor_rollout_ref.rollout.name=rollout_parts.simulated:build_simulated",
             f"actor_rollout_ref.rollout.max_num_seqs={options.episodes}",
             f"actor_rollout_ref.model.path='{engine_file}'",
             "actor_rollout_ref.model.tokenizer_path=smollm2",

@@ -21,7 +21,8 @@ from verl.config.model import ModelConfig
 from verl.config.root import PPOConfig
 from verl.utils.loop_thread import LoopThread
 from verl.workers.model_loading import load_causal_lm, load_tokenizer, resolve_dtype
-from verl.workers.rollout.base import Generation, RolloutEngine, SamplingSettings, build_engine
+from verl.workers.rollout.base import Generation, RolloutEngine, SamplingSettings
+from verl.workers.rollout.engines import build_engine
 from verl.workers.weight_sync import WeightUpdate, pack_weights
 
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""A rollout engine that only takes the time a real one would: `rollout.name=simulated`.
+"""A rollout engine that only takes the time a real one would, chosen by import path.
 
 Its "model" is a file of latencies, which `benchmarks/rollout.py calibrate` measures on a real
 engine; the tokenizer comes from `model.tokenizer_path`.
@@ -20,7 +20,7 @@ import numpy as np
 
 from verl.config.actor import ActorRolloutRefConfig
 from verl.workers.model_loading import load_tokenizer
-from verl.workers.rollout.base import ENGINES, Generation, RolloutEngine, SamplingSettings
+from verl.workers.rollout.base import Generation, RolloutEngine, SamplingSettings
 from verl.workers.weight_sync import WeightUpdate
 
 ANSWER = "<think> I look first. </think><action>look around</action>"
@@ -165,7 +165,6 @@ class SimulatedEngine:
         self._set_timer()
 
 
-@ENGINES.register("simulated")
 def build_simulated(
     config: ActorRolloutRefConfig, device: str, max_model_len: int
 ) -> RolloutEngine:

@@ -21,7 +21,8 @@ from verl.config.compose import compose_config
 from verl.config.machine import check_machine
 from verl.config.root import PPOConfig
 from verl.trainer.ppo.cluster import Workers, start_ray, start_workers
-from verl.workers.rollout.base import Generation, build_engine
+from verl.workers.rollout.base import Generation
+from verl.workers.rollout.engines import build_engine
 
 # Ray's workers cannot import a test's module by its name.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -27,7 +27,7 @@ from verl.single_controller.ray.base import (
 )
 from verl.workers.fsdp_workers import CriticWorker, PolicyWorker
 from verl.workers.model_loading import load_causal_lm
-from verl.workers.rollout.base import build_engine
+from verl.workers.rollout.engines import build_engine
 from verl.workers.runtime import WorkerRuntime
 from verl.workers.weight_sync import LoraAdapter
 from verl.workers.weight_sync.client import RolloutClient

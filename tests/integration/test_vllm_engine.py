@@ -23,7 +23,8 @@ from verl.config.model import ModelConfig
 from verl.config.shipped import SMALL_POLICY
 from verl.utils.errors import UserError
 from verl.workers.model_loading import load_causal_lm
-from verl.workers.rollout.base import EngineDiedError, RolloutEngine, build_engine
+from verl.workers.rollout.base import EngineDiedError, RolloutEngine
+from verl.workers.rollout.engines import build_engine
 from verl.workers.rollout.vllm_rollout.arguments import engine_args
 from verl.workers.weight_sync import (
     LoraAdapter,

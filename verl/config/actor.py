@@ -68,7 +68,8 @@ class SamplingConfig:
 class RolloutConfig:
     """The inference engine and the rollout workers."""
 
-    # vllm; hf: transformers with a KV cache that lasts a trajectory; auto: vllm where installed
+    # vllm; hf: transformers with a KV cache that lasts a trajectory; auto: vllm where installed; or
+    # the import path of your own, package.module:function
     name: str = "auto"
     # colocated: engines share the trainers' GPUs; disaggregated: they have GPUs of their own
     mode: str = "colocated"

@@ -29,7 +29,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "critic.model.fsdp_config.dtype": _DTYPES,
     "critic.model.fsdp_config.mixed_precision": _DTYPES,
     f"{ROLLOUT}.dtype": _DTYPES,
-    f"{ROLLOUT}.name": ("auto", "hf", "vllm"),
     f"{ROLLOUT}.mode": ("colocated", "disaggregated"),
     f"{ROLLOUT}.weight_sync": ("auto", "object_store", "nccl", "ipc"),
     "algorithm.rollout_correction": ("none", "token_tis", "sequence_tis", "token_mask"),

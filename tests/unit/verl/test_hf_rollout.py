@@ -13,7 +13,7 @@ from verl.utils.errors import UserError
 from verl.workers.forward import forward_inputs, policy_forward
 from verl.workers.model_loading import load_causal_lm, load_tokenizer
 from verl.workers.rollout import batcher
-from verl.workers.rollout.base import build_engine
+from verl.workers.rollout.engines import build_engine
 from verl.workers.rollout.hf_rollout import HFRollout
 from verl.workers.rollout.row_cache import SLOT_ATTENTION
 from verl.workers.weight_sync import WeightUpdate, pack_weights
@@ -400,5 +400,5 @@ def test_attention_windows_and_unknown_engines_are_refused(tiny_model_path):
         HFRollout(model, tokenizer, max_num_seqs=2, max_model_len=101)
     unknown = ActorRolloutRefConfig(model=ModelConfig(path=tiny_model_path))
     unknown.rollout.name = "sglang"
-    with pytest.raises(ValueError, match=r"unknown rollout.name 'sglang'; available: hf"):
+    with pytest.raises(UserError, match=r"rollout.name=sglang is unknown; available: hf, vllm"):
         build_engine(unknown, "cpu", MAX_LEN)

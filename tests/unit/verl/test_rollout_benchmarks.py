@@ -11,7 +11,7 @@ from agent_system.config import ActionFormatConfig, EnvConfig
 from agent_system.multi_turn_rollout import TrajectoryCollector
 from agent_system.multi_turn_rollout.conversation import ChatTemplate, make_context
 from agent_system.types import Episode, Observation, SamplingParams, StepResult, Task
-from verl.workers.rollout.base import ENGINES, Generation
+from verl.workers.rollout.base import Generation
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 STEP_MS, PREFILL = 4.0, 2000.0  # one request alone; prompt tokens a second
@@ -146,10 +146,6 @@ def test_cancelled_request_does_not_hold_up_the_others(parts, latencies):
         return await asyncio.wait_for(kept, 5)
 
     assert isinstance(asyncio.run(main()), Generation)
-
-
-def test_engine_is_chosen_by_name(parts):
-    assert ENGINES.get("simulated") is parts.simulated.build_simulated
 
 
 class WordTokenizer:

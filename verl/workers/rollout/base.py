@@ -1,17 +1,14 @@
-"""What a rollout engine is, and the engines there are.
+"""What a rollout engine is.
 
 The agent loop's own types are not imported: an engine takes and returns objects of the same shape.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from verl.config.actor import ActorRolloutRefConfig
-from verl.config.machine import resolve_engine
-from verl.registry import Registry
 from verl.workers.weight_sync import WeightUpdate
 
 
@@ -110,25 +107,3 @@ def response_tokens(prompt: Sequence[int], sampling: SamplingSettings, max_model
             f"to generate within max_model_len={max_model_len}"
         )
     return min(sampling.max_tokens, room)
-
-
-EngineBuilder = Callable[[ActorRolloutRefConfig, str, int], RolloutEngine]
-ENGINES: Registry[EngineBuilder] = Registry("rollout.name")
-
-
-def build_engine(config: ActorRolloutRefConfig, device: str, max_model_len: int) -> RolloutEngine:
-    """The engine `config.rollout.name` on `device`, not started yet.
-
-    Args:
-        max_model_len: tokens of a prompt and its response together.
-
-    Raises:
-        UserError: the model is missing or not one the engine can run.
-        ValueError: unknown engine name.
-    """
-    name = resolve_engine(config.rollout.name)
-    if name == "vllm":  # each engine registers itself; only the chosen one has to be installed
-        from verl.workers.rollout.vllm_rollout import engine  # noqa: F401
-    else:
-        from verl.workers.rollout import hf_rollout  # noqa: F401
-    return ENGINES.get(name)(config, device, max_model_len)

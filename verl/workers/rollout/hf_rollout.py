@@ -22,7 +22,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from verl.config.actor import ActorRolloutRefConfig
 from verl.workers.model_loading import load_causal_lm, load_tokenizer, resolve_dtype
 from verl.workers.rollout.base import (
-    ENGINES,
     EngineDiedError,
     Generation,
     RolloutEngine,
@@ -174,7 +173,6 @@ class HFRollout:
                 future.set_exception(error)
 
 
-@ENGINES.register("hf")
 def build_hf_rollout(
     config: ActorRolloutRefConfig, device: str, max_model_len: int
 ) -> RolloutEngine:

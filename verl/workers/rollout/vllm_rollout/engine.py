@@ -16,7 +16,6 @@ from verl.config.actor import ActorRolloutRefConfig
 from verl.config.transport import resolve_transport, transport_environment
 from verl.utils.loop_thread import LoopThread
 from verl.workers.rollout.base import (
-    ENGINES,
     Generation,
     RolloutEngine,
     SamplingSettings,
@@ -214,7 +213,6 @@ class VLLMRollout:
         del self._process, self._llm, self._receiver
 
 
-@ENGINES.register("vllm")
 def build_vllm_rollout(
     config: ActorRolloutRefConfig, device: str, max_model_len: int
 ) -> RolloutEngine:
