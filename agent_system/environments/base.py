@@ -1,7 +1,7 @@
-"""The synchronous, vectorised view of environments that users of verl-agent know.
+"""The base class of environment managers, by the name that code written for verl-agent extends.
 
-Training does not use it (see `agent_system.multi_turn_rollout`, where no episode waits for another
-one); it serves notebooks, scripted baselines and code written for that interface.
+The rollout loop does without managers (`agent_system.multi_turn_rollout`: no episode waits there
+for another one).
 """
 
 from __future__ import annotations
@@ -11,18 +11,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from agent_system.config import EnvConfig
-from agent_system.types import Task
+Infos = list[dict[str, Any]]
 
 
 class VectorEnv(Protocol):
     """B environments stepped together. A finished one repeats its last answer with reward 0."""
 
-    def reset(self, tasks: Sequence[Task] | None) -> tuple[list[str], list[dict[str, Any]]]: ...
+    def reset(self, tasks: Any) -> tuple[list[str], Infos]: ...
 
-    def step(
-        self, commands: Sequence[str]
-    ) -> tuple[list[str], list[float], list[bool], list[dict[str, Any]]]: ...
+    def step(self, commands: list[str]) -> tuple[list[str], list[float], list[bool], Infos]: ...
 
     def close(self) -> None: ...
 
@@ -34,27 +31,22 @@ class EnvironmentManagerBase:
         self,
         envs: VectorEnv,
         projection_f: Callable[[list[str]], tuple[list[str], list[int]]],
-        config: EnvConfig,
+        config: Any,
     ) -> None:
-        """`projection_f`: model outputs -> commands and whether each followed the format (1/0)."""
+        """`projection_f`: model outputs -> commands and whether each followed the format (1/0).
+
+        `config` is for what extends this class.
+        """
         self.envs = envs
         self.projection_f = projection_f
         self.config = config
 
-    def reset(
-        self, kwargs: Sequence[Task] | None = None
-    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Start B episodes, of the tasks given or of the next ones in the list.
-
-        Returns the observations (see `step`) and the environments' infos.
-        """
+    def reset(self, kwargs: Any = None) -> tuple[dict[str, Any], Infos]:
+        """Start B episodes, of the tasks `kwargs`. Returns observations (see `step`) and infos."""
         texts, infos = self.envs.reset(kwargs)
-        self.receive(infos)
         return self._observations(texts), infos
 
-    def step(
-        self, text_actions: list[str]
-    ) -> tuple[dict[str, Any], np.ndarray, np.ndarray, list[dict[str, Any]]]:
+    def step(self, text_actions: list[str]) -> tuple[dict[str, Any], np.ndarray, np.ndarray, Infos]:
         """Play B model outputs.
 
         Returns observations {"text": prompts, "image": None, "anchor": bare observations}, each a
@@ -62,30 +54,16 @@ class EnvironmentManagerBase:
         """
         commands, valids = self.projection_f(text_actions)
         texts, rewards, dones, infos = self.envs.step(commands)
-        self.remember(commands, texts)
-        self.receive(infos)
         for info, valid in zip(infos, valids, strict=True):
             info["is_action_valid"] = np.asarray(valid)
-        return (
-            self._observations(texts),
-            np.asarray(rewards, dtype=np.float32),
-            np.asarray(dones, dtype=bool),
-            infos,
-        )
-
-    def remember(self, commands: list[str], texts: list[str]) -> None:
-        """Called with each step's commands and answers, before `build_text_obs`."""
-
-    def receive(self, infos: list[dict[str, Any]]) -> None:
-        """Called with the infos of each reset and step, before `build_text_obs`."""
+        rewards, dones = np.asarray(rewards, np.float32), np.asarray(dones, bool)
+        return self._observations(texts), rewards, dones, infos
 
     def build_text_obs(self, texts: list[str]) -> list[str]:
         """The prompts for bare observations; here the observations themselves."""
         return list(texts)
 
-    def success_evaluator(
-        self, *, total_infos: Sequence[Sequence[dict[str, Any]]], **_: Any
-    ) -> dict[str, np.ndarray]:
+    def success_evaluator(self, *, total_infos: Sequence[Infos], **_: Any) -> dict[str, np.ndarray]:
         """Success of each of B episodes from its infos, one list an episode: (B,) float32.
 
         A finished environment repeats its last info, so the last one decides.

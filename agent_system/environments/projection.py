@@ -77,6 +77,12 @@ def parse_plain(response: str) -> ParsedAction:
     return ParsedAction(command, command != "")
 
 
+def project(responses: list[str]) -> tuple[list[str], list[int]]:
+    """Model outputs -> commands and, for each, 1 if it followed the think/action format, else 0."""
+    parsed = [parse_think_action(response) for response in responses]
+    return [action.text for action in parsed], [int(action.is_format_valid) for action in parsed]
+
+
 def clean_command(text: str) -> str:
     """`text` as one command, or "" when it is not one whole command.
 

@@ -1,10 +1,10 @@
 """ALFWorld's real simulator: published and generated games, older files, speed-ups, processes."""
 
+import asyncio
 import json
 import logging
 import os
 import random
-import re
 import shutil
 import tarfile
 from pathlib import Path
@@ -16,8 +16,7 @@ pytest.importorskip("alfworld")
 from textworld.envs.pddl import textgen
 from textworld.logic import Rule
 
-from agent_system.config import EnvConfig, TaskSetConfig
-from agent_system.environments.env_manager import AlfWorldEnvironmentManager, make_envs
+from agent_system.config import PoolConfig, TaskSetConfig
 from agent_system.environments.env_package.alfworld import speedups as speedups_module
 from agent_system.environments.env_package.alfworld.data import TASK_TYPES, list_games
 from agent_system.environments.env_package.alfworld.env import (
@@ -31,6 +30,7 @@ from agent_system.environments.env_package.alfworld.gold import check_win, gold_
 from agent_system.environments.env_package.alfworld.options import AlfWorldOptions
 from agent_system.environments.env_package.alfworld.speedups import speedups
 from agent_system.environments.env_package.alfworld.tasks import alfworld_tasks
+from agent_system.environments.pool import EnvPool
 
 pytestmark = [pytest.mark.alfworld, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -42,7 +42,6 @@ SAMPLE = Path(
 )
 SMALL = ["--receptacles", "4-8", "--objects", "5-10", "--valid_games", "6"]
 MAX_STEPS = 50
-ROWS = 2
 
 
 @pytest.fixture(scope="module")
@@ -99,96 +98,71 @@ def random_episode(env, game, steps):
     return said
 
 
-# Winning and waiting, through the full manager
+# Winning and waiting, in processes of a pool
 
 
 def tasks_of(folder, split):
     return alfworld_tasks(TaskSetConfig(name=split), folder)
 
 
-def say(command):
-    return f"<think>next</think><action>{command}</action>"
+@pytest.fixture
+def open_pool():
+    """Opens pools of two processes that play the games of a folder."""
+    pools = []
+
+    def open_pool(folder):
+        pools.append(EnvPool(ENV_NAME, {"data_dir": str(folder)}, PoolConfig(slots_per_worker=2)))
+        return pools[-1]
+
+    yield open_pool
+    for pool in pools:
+        pool.close()
 
 
-def play(manager, scripts, tasks):
-    """Play a script a row; returns whether each row won, and at which turn it was done."""
-    _, infos = manager.reset(tasks)
-    turns = [0] * len(tasks)
-    for turn in range(max(map(len, scripts))):
-        commands = [script[turn] if turn < len(script) else "look" for script in scripts]
-        admissible = [info["admissible_actions"] for info in infos]
-        _, _, dones, infos = manager.step([say(command) for command in commands])
-        for row, done in enumerate(dones):
-            if turn < len(scripts[row]):
-                assert commands[row] in admissible[row]
-            turns[row] = turns[row] or (turn + 1) * bool(done)
-    return [bool(info["success"]) for info in infos], turns
+def outcomes(played):
+    """Whether each episode was won, and after how many commands, each of them admissible."""
+    for episode in played:
+        seen = [episode.observation, *(result.observation for result in episode.results)]
+        for command, observation in zip(episode.actions, seen, strict=False):
+            assert command in observation.admissible_actions
+    return [(episode.is_success, len(episode.actions)) for episode in played]
 
 
-def play_all(folder, tasks, paths, waits):
-    """(won, turn of the end, won by waiting so many turns) of every task."""
-    config = EnvConfig(
-        env_name=ENV_NAME,
-        max_steps=MAX_STEPS,
-        train=TaskSetConfig(name="train"),
-        val={"seen": TaskSetConfig(name="valid_seen")},
-        options={"data_dir": str(folder)},
-    )
-    manager, validation = make_envs(config, train_batch_size=ROWS, val_batch_size=1)
-    validation.close()
-    results = []
-    waiting = ["look", "inventory"] * (waits // 2)
-    try:
-        assert isinstance(manager, AlfWorldEnvironmentManager)
-        for first in range(0, len(tasks), ROWS):
-            batch = tasks[first : first + ROWS]
-            waited, _ = play(manager, [waiting] * ROWS, batch)
-            won, turns = play(manager, paths[first : first + ROWS], batch)
-            results += list(zip(won, turns, waited, strict=True))
-    finally:
-        manager.close()
-    return results
-
-
-def test_walkthroughs_win_60_generated_games_and_waiting_none(generated):
-    tasks = tasks_of(generated, "train")
+def test_walkthroughs_win_60_generated_games_and_waiting_none(generated, open_pool, play_scripts):
+    tasks, pool = tasks_of(generated, "train"), open_pool(generated)
     assert [sum(task.name == name for task in tasks) for name in TASK_TYPES] == [10] * 6
-    paths = [stored_walkthrough(generated, task.options["game"]) for task in tasks]
-    results = play_all(generated, tasks, paths, waits=MAX_STEPS)
-    assert results == [(True, len(path), False) for path in paths]
+    paths = {task.key: stored_walkthrough(generated, task.options["game"]) for task in tasks}
+    won = play_scripts(pool, tasks, lambda task, info: paths[task.key])
+    assert outcomes(won) == [(True, len(paths[task.key])) for task in tasks]
+    waited = play_scripts(pool, tasks, lambda task, info: ["look", "inventory"] * (MAX_STEPS // 2))
+    assert outcomes(waited) == [(False, MAX_STEPS)] * 60
 
 
-def test_gold_paths_win_every_game_of_the_sample_and_waiting_none(sample):
-    tasks = [task for split in SPLITS for task in tasks_of(sample, split)]
+def test_gold_paths_win_every_game_of_the_sample_and_waiting_none(sample, open_pool, play_scripts):
+    tasks, pool = [task for split in SPLITS for task in tasks_of(sample, split)], open_pool(sample)
     assert len(tasks) == 48
     assert {task.name for task in tasks} == set(TASK_TYPES)
-    paths = [gold_path(sample / task.options["game"]) for task in tasks]
-    results = play_all(sample, tasks, paths, waits=10)
-    assert results == [(True, len(path), False) for path in paths]
+    paths = {task.key: gold_path(sample / task.options["game"]) for task in tasks}
+    won = play_scripts(pool, tasks, lambda task, info: paths[task.key])
+    assert outcomes(won) == [(True, len(paths[task.key])) for task in tasks]
+    waited = play_scripts(pool, tasks, lambda task, info: ["look", "inventory"] * 5)
+    assert outcomes(waited) == [(False, 10)] * 48
 
 
-def test_members_of_a_group_see_the_same_in_their_own_processes(generated):
-    config = EnvConfig(
-        env_name=ENV_NAME,
-        train=TaskSetConfig(name="train"),
-        val={"unseen": TaskSetConfig(name="valid_unseen")},
-        options={"data_dir": str(generated)},
-    )
-    config.rollout.n = 2
-    manager, validation = make_envs(config, train_batch_size=1, val_batch_size=1)
-    rng = random.Random(0)
-    try:
-        observations, infos = manager.reset()
-        for _ in range(20):
-            assert observations["text"][0] == observations["text"][1]
-            assert infos[0]["admissible_actions"] == infos[1]["admissible_actions"]
-            command = rng.choice(infos[0]["admissible_actions"])
-            observations, _, _, infos = manager.step([say(command)] * 2)
-        assert "Commands accepted now:\n" in observations["text"][0]
-        assert re.search(r"Commands so far \(the last \d+ of 20\)", observations["text"][0])
-    finally:
-        manager.close()
-        validation.close()
+def test_members_of_a_group_see_the_same_in_their_own_processes(generated, open_pool):
+    task, rng = tasks_of(generated, "train")[0], random.Random(0)
+
+    async def play():
+        pool = open_pool(generated)
+        async with pool.acquire() as one, pool.acquire() as other:
+            (seen, _), (also_seen, _) = await one.reset(task), await other.reset(task)
+            for _ in range(20):
+                assert seen == also_seen
+                command = rng.choice(seen.admissible_actions)
+                seen = (await one.step(command)).observation
+                also_seen = (await other.step(command)).observation
+
+    asyncio.run(play())
 
 
 # One environment

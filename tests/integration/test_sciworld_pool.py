@@ -11,8 +11,7 @@ import textwrap
 import psutil
 import pytest
 
-from agent_system.config import EnvConfig, PoolConfig, TaskSetConfig
-from agent_system.environments.env_manager import make_envs
+from agent_system.config import PoolConfig
 from agent_system.environments.pool import EnvPool, EnvWorkerError
 from agent_system.types import Task
 
@@ -128,28 +127,3 @@ def test_a_slot_stays_small(pool):
         worker, *children = family(slot.pid)
         assert worker.memory_info().rss < 80 * 2**20
         assert sum(child.memory_info().rss for child in children) < 450 * 2**20
-
-
-def test_the_synchronous_managers_play():
-    config = EnvConfig(
-        train=TaskSetConfig(name="L0_train", tasks=["find-animal"]),
-        val={"l1": TaskSetConfig(name="L1_test", tasks=["find-animal"], max_tasks=3)},
-    )
-    config.rollout.n = 2
-    train, val = make_envs(config, train_batch_size=1, val_batch_size=1)
-    try:
-        observations, _ = train.reset()
-        assert words_of(observations["anchor"][0]) == words_of(observations["anchor"][1])
-        response = "<think>go</think><action>teleport to kitchen</action>"
-        observations, rewards, dones, infos = train.step([response, "nonsense"])
-        assert "> teleport to kitchen" in observations["text"][0]
-        assert [int(info["is_action_valid"]) for info in infos] == [1, 0]
-        assert rewards[0] > 0 and not dones.any()
-        assert "Task: Your task is to find a(n) animal." in val.reset()[0]["text"][0]
-    finally:
-        train.close()
-        val.close()
-
-
-def words_of(text):
-    return sorted(re.findall(r"\w+", text))

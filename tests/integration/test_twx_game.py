@@ -2,15 +2,15 @@
 
 import pytest
 
-from agent_system.config import ActionFormatConfig, EnvConfig, PoolConfig, TaskSetConfig
-from agent_system.environments.env_manager import make_envs
-from agent_system.environments.env_package.textworld_express import PACKAGE
+from agent_system.config import PoolConfig, TaskSetConfig
 from agent_system.environments.env_package.textworld_express.env import TextWorldExpressEnv
 from agent_system.environments.env_package.textworld_express.games import GAMES, parameter_string
 from agent_system.environments.env_package.textworld_express.options import (
     TextWorldExpressOptions,
 )
 from agent_system.environments.env_package.textworld_express.simulator import Simulator
+from agent_system.environments.env_package.textworld_express.tasks import twx_tasks
+from agent_system.environments.pool import EnvPool
 from agent_system.environments.testing import check_env
 
 pytest.importorskip("textworld_express")
@@ -99,45 +99,17 @@ def test_a_reset_without_a_task_says_how(env):
 
 
 @pytest.mark.slow
-def test_gold_paths_win_and_waiting_does_not_through_the_manager():
-    """Model outputs in, prompts out: eight games, two folds, as a policy would play them."""
-    config = EnvConfig(
-        env_name=NAME,
-        options={"gold_path": True},
-        action_format=ActionFormatConfig(),
-        pool=PoolConfig(),
-        train=TaskSetConfig(f"train:{SEEDS}"),
-        val={"test": TaskSetConfig(f"test:{SEEDS}")},
-    )
-    train, val = make_envs(config, train_batch_size=2, val_batch_size=2)
+def test_gold_paths_win_and_waiting_does_not(play_scripts):
+    tasks = [t for fold in ("train", "test") for t in twx_tasks(TaskSetConfig(f"{fold}:{SEEDS}"))]
+    assert len(tasks) == 2 * 8 * SEEDS
+    pool = EnvPool(NAME, {"gold_path": True}, PoolConfig(slots_per_worker=2))
     try:
-        for manager, task_set in ((train, config.train), (val, config.val["test"])):
-            tasks = PACKAGE.task_sets(task_set)
-            assert len(tasks) == 8 * SEEDS
-            for pair in zip(tasks[::2], tasks[1::2], strict=True):
-                assert play(manager, pair, lambda info: info["gold_path"]) == [1.0, 1.0]
-                assert play(manager, pair, lambda info: ["look around"] * 30) == [0.0, 0.0]
+        won = play_scripts(pool, tasks, lambda task, info: info["gold_path"])
+        waited = play_scripts(pool, tasks, lambda task, info: ["look around"] * 30)
     finally:
-        train.close()
-        val.close()
-
-
-def play(manager, tasks, script_of):
-    """Success of two episodes in which every output is well formed."""
-    observations, infos = manager.reset(tasks)
-    scripts = [list(script_of(info)) for info in infos]
-    for info, text in zip(infos, observations["text"], strict=True):
-        assert " ".join(info["task_text"].split()) in text
-    histories = [[info | {"success": False}] for info in infos]
-    for turn in range(max(map(len, scripts))):
-        commands = [script[turn] if turn < len(script) else "" for script in scripts]
-        outputs = [f"<think>on</think><action>{command}</action>" for command in commands]
-        _, _, dones, infos = manager.step(outputs)
-        for history, info in zip(histories, infos, strict=True):
-            history.append(info)
-        if dones.all():
-            break
-    return manager.success_evaluator(total_infos=histories)["success_rate"].tolist()
+        pool.close()
+    assert all(episode.is_success for episode in won)
+    assert not any(episode.is_success for episode in waited)
 
 
 @pytest.mark.slow

@@ -2,16 +2,16 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_system.config import ActionFormatConfig, ContextConfig
-from agent_system.environments.env_manager import _text_turn
 from agent_system.environments.prompting import make_prompts
 from agent_system.memory import HISTORIES, LastTurns, Summary, TokenBudget, make_history
 from agent_system.multi_turn_rollout.conversation import make_context
-from agent_system.types import Observation
+from agent_system.types import Observation, ParsedAction, Turn
 from verl.config.limits import CHOICES
 
 
@@ -20,7 +20,20 @@ def count_words(text):
 
 
 def turns_of(*observations):
-    return [_text_turn(i, f"command {i}", text) for i, text in enumerate(observations)]
+    """Turns of which only the texts matter."""
+    return [
+        Turn(
+            index=i,
+            prompt_ids=np.empty(0, np.int32),
+            response_ids=np.empty(0, np.int32),
+            log_probs=np.empty(0, np.float32),
+            response_text="",
+            action=ParsedAction(f"command {i}", is_format_valid=True),
+            observation=text,
+            reward=0.0,
+        )
+        for i, text in enumerate(observations)
+    ]
 
 
 episodes = st.lists(st.text("ab \n", max_size=40), max_size=12).map(lambda o: turns_of(*o))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from agent_system.environments.projection import parse_think_action
+from agent_system.environments.projection import project
 
 
 def sciworld_projection(actions: list[str]) -> tuple[list[str], list[int]]:
-    """Model outputs -> commands and, for each, 1 if it followed the think/action format, else 0."""
-    parsed = [parse_think_action(text) for text in actions]
-    return [action.text for action in parsed], [int(action.is_format_valid) for action in parsed]
+    """See `project`."""
+    return project(actions)
