@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from verl.algorithms.aggregation import dense_ids
+from verl.algorithms.estimators import estimator
 from verl.utils.torch_functional import masked_whiten
 
 
+@estimator("gae")
 def compute_gae_advantage_return(
     token_level_rewards: Tensor,
     values: Tensor,

@@ -94,13 +94,6 @@ def kl_in_reward(
     )
 
 
-def compute_rewards(
-    token_level_scores: Tensor, old_log_prob: Tensor, ref_log_prob: Tensor, kl_ratio: float
-) -> Tensor:
-    """Scores minus `kl_ratio` times the k1 estimate, without a mask; all (B, T)."""
-    return token_level_scores - kl_ratio * (old_log_prob - ref_log_prob)
-
-
 class KLController(ABC):
     """Holds the coefficient `value` of a KL penalty. Its state belongs in the checkpoint."""
 

@@ -1,20 +1,26 @@
 """The losses of actor and critic: per-token losses first, then their reduction to a number.
 
-Shapes: B rows, T response tokens. A `*_loss` function maps log-probs to a `TokenLoss`; the
-functions known from verl (`compute_policy_loss_*`) read the config, call one and aggregate.
+Shapes: B rows, T response tokens. A `*_loss` function maps log-probs to a `TokenLoss`; what its
+decorator registers reads the config, calls it and aggregates.
 
 `**normalizers` are those of `agg_loss`. Given the counts of a whole mini-batch
 (`loss_normalizers`), loss and metrics are this micro-batch's share: add them up over micro-batches
 and ranks.
 """
 
-from typing import Any, NamedTuple
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from verl.algorithms.aggregation import agg_loss
+from verl.utils.importing import resolve_choice
 from verl.utils.torch_functional import masked_mean
+
+PolicyLoss = Callable[..., tuple[Tensor, dict[str, float]]]
+Function = TypeVar("Function", bound=Callable)
 
 # exp(20) is 5e8: a larger log-ratio is a broken policy, not a number to train on
 MAX_LOG_RATIO = 20.0
@@ -43,6 +49,104 @@ class ClipRange(NamedTuple):
         return cls(low, high)
 
 
+POLICY_LOSSES: dict[str, PolicyLoss] = {}
+DEFAULT_REDUCTION = "token-mean"
+_REDUCTION = "reduction"
+
+
+def register_policy_loss(name: str, reduction: str | None = None) -> Callable[[Function], Function]:
+    """Decorator: a policy loss, with the arguments that `policy_loss` gives one, under a name.
+
+    `reduction`: the `loss_agg_mode` that the loss is defined for; None: any.
+
+    Raises:
+        ValueError: the name belongs to another function.
+    """
+
+    def add(function: Function) -> Function:
+        setattr(function, _REDUCTION, reduction)
+        if POLICY_LOSSES.setdefault(name, function) is not function:
+            raise ValueError(
+                f"policy loss '{name}' is already registered as {POLICY_LOSSES[name]!r}; "
+                "choose another name"
+            )
+        return function
+
+    return add
+
+
+def policy_loss(
+    name: str, reduction: str | None = None
+) -> Callable[[Callable[..., TokenLoss]], Callable[..., TokenLoss]]:
+    """Decorator: makes a loss of tokens the policy loss of this name.
+
+    Of the settings (`response_mask`, `clip`, `clip_ratio_c`) the token loss gets those it takes.
+    """
+
+    def add(token_loss: Callable[..., TokenLoss]) -> Callable[..., TokenLoss]:
+        taken = inspect.signature(token_loss).parameters
+
+        @register_policy_loss(name, reduction)
+        def compute(
+            old_log_prob: Tensor,
+            log_prob: Tensor,
+            advantages: Tensor,
+            response_mask: Tensor,
+            loss_agg_mode: str = reduction or DEFAULT_REDUCTION,
+            config: Any = None,
+            rollout_is_weights: Tensor | None = None,
+            **normalizers: Any,
+        ) -> tuple[Tensor, dict[str, float]]:
+            """
+            Args:
+                old_log_prob, log_prob, advantages, response_mask: (B, T).
+                config: the actor's: `clip_ratio`, `clip_ratio_low`, `clip_ratio_high`,
+                    `clip_ratio_c` (None: 0.2, 0.2, 0.2, 3.0).
+                rollout_is_weights: (B, T) importance weights, where the rollout engine's
+                    probabilities differ from the trainer's.
+
+            Returns:
+                (0-d loss, metrics).
+            """
+            offered = {
+                "response_mask": response_mask,
+                "clip": ClipRange.of(config),
+                "clip_ratio_c": 3.0 if config is None else config.clip_ratio_c,
+            }
+            loss = token_loss(
+                old_log_prob,
+                log_prob,
+                advantages,
+                **{key: value for key, value in offered.items() if key in taken},
+            )
+            mode = reduction or loss_agg_mode
+            return _aggregate(loss, response_mask, mode, rollout_is_weights, normalizers)
+
+        return token_loss
+
+    return add
+
+
+def find_policy_loss(choice: str) -> PolicyLoss:
+    """The policy loss of a name, or at the import path `package.module:function`.
+
+    Raises:
+        UserError: there is none.
+    """
+    return resolve_choice("actor_rollout_ref.actor.policy_loss.loss_mode", choice, POLICY_LOSSES)
+
+
+def own_reduction(function: PolicyLoss) -> str | None:
+    """The reduction that the loss states; None where any will do."""
+    return getattr(function, _REDUCTION, None)
+
+
+def chosen_reduction(function: PolicyLoss, asked: str | None) -> str:
+    """The `loss_agg_mode` of a run: the loss's own, else the one that is asked for."""
+    return own_reduction(function) or asked or DEFAULT_REDUCTION
+
+
+@policy_loss("vanilla")
 def ppo_clip_loss(
     old_log_prob: Tensor,
     log_prob: Tensor,
@@ -79,6 +183,7 @@ def ppo_clip_loss(
     return TokenLoss(loss_BT, metrics)
 
 
+@policy_loss("gspo", reduction="seq-mean-token-mean")
 def gspo_loss(
     old_log_prob: Tensor,
     log_prob: Tensor,
@@ -98,6 +203,7 @@ def gspo_loss(
     return TokenLoss(torch.maximum(plain_BT, clipped_BT), metrics)
 
 
+@policy_loss("geo_mean", reduction="seq-mean-token-mean")
 def geo_mean_loss(
     old_log_prob: Tensor,
     log_prob: Tensor,
@@ -125,6 +231,7 @@ def geo_mean_loss(
     return TokenLoss(loss_B.unsqueeze(-1).expand_as(log_prob), metrics)
 
 
+@policy_loss("cispo")
 def cispo_loss(
     old_log_prob: Tensor, log_prob: Tensor, advantages: Tensor, *, clip: ClipRange
 ) -> TokenLoss:
@@ -136,6 +243,12 @@ def cispo_loss(
     return TokenLoss(-weight_BT * advantages * log_prob, metrics)
 
 
+@policy_loss("gpg")
+def gpg_loss(old_log_prob: Tensor, log_prob: Tensor, advantages: Tensor) -> TokenLoss:
+    """The plain policy gradient (arXiv:2504.02546), -A * log_prob, without an old policy."""
+    return TokenLoss(-advantages * log_prob, {})
+
+
 def value_loss(
     vpreds: Tensor, returns: Tensor, values: Tensor, cliprange_value: float
 ) -> TokenLoss:
@@ -145,97 +258,6 @@ def value_loss(
     clipped_error_BT = (clipped_BT - returns).square()
     loss_BT = 0.5 * torch.maximum(plain_error_BT, clipped_error_BT)
     return TokenLoss(loss_BT, {"critic/vf_clipfrac": clipped_error_BT > plain_error_BT})
-
-
-def compute_policy_loss_vanilla(
-    old_log_prob: Tensor,
-    log_prob: Tensor,
-    advantages: Tensor,
-    response_mask: Tensor,
-    loss_agg_mode: str = "token-mean",
-    config: Any = None,
-    rollout_is_weights: Tensor | None = None,
-    **normalizers: Any,
-) -> tuple[Tensor, dict[str, float]]:
-    """`ppo_clip_loss`, aggregated. This signature is what `register_policy_loss` expects.
-
-    Args:
-        old_log_prob, log_prob, advantages, response_mask: (B, T).
-        config: the actor's: `clip_ratio`, `clip_ratio_low`, `clip_ratio_high`, `clip_ratio_c`
-            (None: 0.2, 0.2, 0.2, 3.0).
-        rollout_is_weights: (B, T) importance weights, where the rollout engine's probabilities
-            differ from the trainer's.
-
-    Returns:
-        (0-d loss, metrics).
-    """
-    clip_ratio_c = 3.0 if config is None else config.clip_ratio_c
-    loss = ppo_clip_loss(
-        old_log_prob, log_prob, advantages, clip=ClipRange.of(config), clip_ratio_c=clip_ratio_c
-    )
-    return _aggregate(loss, response_mask, loss_agg_mode, rollout_is_weights, normalizers)
-
-
-def compute_policy_loss_gspo(
-    old_log_prob: Tensor,
-    log_prob: Tensor,
-    advantages: Tensor,
-    response_mask: Tensor,
-    loss_agg_mode: str = "seq-mean-token-mean",
-    config: Any = None,
-    rollout_is_weights: Tensor | None = None,
-    **normalizers: Any,
-) -> tuple[Tensor, dict[str, float]]:
-    """`gspo_loss`, always a mean over rows of token means: the objective has one ratio a row."""
-    loss = gspo_loss(old_log_prob, log_prob, advantages, response_mask, clip=ClipRange.of(config))
-    return _aggregate(loss, response_mask, "seq-mean-token-mean", rollout_is_weights, normalizers)
-
-
-def compute_policy_loss_geo_mean(
-    old_log_prob: Tensor,
-    log_prob: Tensor,
-    advantages: Tensor,
-    response_mask: Tensor,
-    loss_agg_mode: str = "seq-mean-token-mean",
-    config: Any = None,
-    rollout_is_weights: Tensor | None = None,
-    **normalizers: Any,
-) -> tuple[Tensor, dict[str, float]]:
-    """`geo_mean_loss`, always averaged over rows."""
-    loss = geo_mean_loss(
-        old_log_prob, log_prob, advantages, response_mask, clip=ClipRange.of(config)
-    )
-    return _aggregate(loss, response_mask, "seq-mean-token-mean", rollout_is_weights, normalizers)
-
-
-def compute_policy_loss_cispo(
-    old_log_prob: Tensor,
-    log_prob: Tensor,
-    advantages: Tensor,
-    response_mask: Tensor,
-    loss_agg_mode: str = "token-mean",
-    config: Any = None,
-    rollout_is_weights: Tensor | None = None,
-    **normalizers: Any,
-) -> tuple[Tensor, dict[str, float]]:
-    """`cispo_loss`, aggregated."""
-    loss = cispo_loss(old_log_prob, log_prob, advantages, clip=ClipRange.of(config))
-    return _aggregate(loss, response_mask, loss_agg_mode, rollout_is_weights, normalizers)
-
-
-def compute_policy_loss_gpg(
-    old_log_prob: Tensor,
-    log_prob: Tensor,
-    advantages: Tensor,
-    response_mask: Tensor,
-    loss_agg_mode: str = "token-mean",
-    config: Any = None,
-    rollout_is_weights: Tensor | None = None,
-    **normalizers: Any,
-) -> tuple[Tensor, dict[str, float]]:
-    """The plain policy gradient (arXiv:2504.02546), -A * log_prob, without an old policy."""
-    loss = TokenLoss(-advantages * log_prob, {})
-    return _aggregate(loss, response_mask, loss_agg_mode, rollout_is_weights, normalizers)
 
 
 def compute_policy_loss(

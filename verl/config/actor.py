@@ -10,7 +10,9 @@ from verl.config.optim import OptimConfig
 
 @dataclass
 class PolicyLossConfig:
-    loss_mode: str = "vanilla"  # a name registered with `register_policy_loss`
+    # vanilla | gspo | geo_mean | cispo | gpg, or the import path of your own,
+    # package.module:function
+    loss_mode: str = "vanilla"
 
 
 @dataclass
@@ -29,8 +31,9 @@ class ActorConfig:
     clip_ratio_low: float | None = None  # default: clip_ratio
     clip_ratio_high: float | None = None  # default: clip_ratio
     clip_ratio_c: float = 3.0  # dual clip, for negative advantages
-    # token-mean | seq-mean-token-sum | seq-mean-token-mean | seq-mean-token-sum-norm
-    loss_agg_mode: str = "token-mean"
+    # token-mean | seq-mean-token-sum | seq-mean-token-mean | seq-mean-token-sum-norm; default: the
+    # one that the policy loss is defined for, else token-mean
+    loss_agg_mode: str | None = None
     # seq-mean-token-sum-norm: divides by this; default: the response length
     loss_scale_factor: int | None = None
     policy_loss: PolicyLossConfig = field(default_factory=PolicyLossConfig)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from verl.algorithms.advantages import find_estimator
+from verl.algorithms.estimators import needed_inputs
+
 
 @dataclass
 class KLControlConfig:
@@ -25,7 +28,9 @@ class EntropyControlConfig:
 
 @dataclass
 class AlgorithmConfig:
-    adv_estimator: str = "grpo"  # a name registered with `register_adv_est`: gae, grpo, rloo, ...
+    # gae | grpo | rloo | opo | gpg | grpo_passk | reinforce_plus_plus |
+    # reinforce_plus_plus_baseline, or the import path of your own, package.module:function
+    adv_estimator: str = "grpo"
     gamma: float = 1.0  # discount of rewards
     lam: float = 1.0  # GAE's lambda
     # divide by the group's standard deviation (Dr. GRPO does not)
@@ -44,8 +49,8 @@ class AlgorithmConfig:
 
     @property
     def needs_critic(self) -> bool:
-        """Only GAE reads values."""
-        return self.adv_estimator == "gae"
+        """Whether the estimator reads values."""
+        return "values" in needed_inputs(find_estimator(self.adv_estimator))
 
 
 @dataclass

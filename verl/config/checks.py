@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterator
 from operator import attrgetter
 
+from verl.algorithms.advantages import find_estimator
+from verl.algorithms.estimators import INPUTS, compares_episodes, needed_inputs
+from verl.algorithms.policy_losses import find_policy_loss, own_reduction
 from verl.config.algorithm import AlgorithmConfig
 from verl.config.entropy_control import check_entropy_control
 from verl.config.limits import ABOVE_ZERO, ACTOR, CHOICES, RANGES, ROLLOUT
 from verl.config.machine import check_machine
 from verl.config.root import PPOConfig
-from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
 from verl.utils.errors import UserError
+from verl.utils.importing import resolve_choice
+from verl.utils.lr_schedules import SCHEDULES
 from verl.utils.tracking import tracker_class
 
-# What the trainer hands to an advantage estimator; one that needs more cannot be used.
-ESTIMATOR_INPUTS = {
-    "token_level_rewards", "response_mask", "values", "index", "traj_index", "turn_index",
-    "gamma", "lam", "norm_adv_by_std_in_grpo", "config",
-}  # fmt: skip
 # Cutting by tokens -> the tokens of a forward pass.
 TOKEN_LIMITS = {
     f"{ACTOR}.use_dynamic_bsz": f"{ACTOR}.ppo_max_token_len_per_gpu",
@@ -30,11 +28,6 @@ TOKEN_LIMITS = {
         "actor_rollout_ref.ref.log_prob_max_token_len_per_gpu"
     ),
 }
-# Estimators that compare the episodes of one task.
-GROUP_ESTIMATORS = {
-    "grpo", "grpo_vectorized", "grpo_passk", "rloo", "rloo_vectorized", "opo", "gpg",
-    "reinforce_plus_plus_baseline",
-}  # fmt: skip
 
 
 def check_config(config: PPOConfig, device: str) -> None:
@@ -62,7 +55,7 @@ def _check_each_key(config: PPOConfig) -> None:
     for key, names in CHOICES.items():
         value = attrgetter(key)(config)
         for name in value if isinstance(value, list) else [value]:
-            if name not in names:
+            if name is not None and name not in names:
                 raise UserError(f"{key}={name} is unknown; choose one of: {', '.join(names)}")
     for key, (least, most) in RANGES.items():
         value = attrgetter(key)(config)
@@ -73,6 +66,8 @@ def _check_each_key(config: PPOConfig) -> None:
         value = attrgetter(key)(config)
         if not value > 0:
             raise UserError(f"{key}={value} makes no sense; it has to be more than 0")
+    for key in (f"{ACTOR}.optim.warmup_style", "critic.optim.warmup_style"):
+        resolve_choice(key, attrgetter(key)(config), SCHEDULES)
     for key in (f"{ACTOR}.optim.betas", "critic.optim.betas"):
         betas = attrgetter(key)(config)
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
@@ -123,23 +118,24 @@ def _length_problems(config: PPOConfig) -> Iterator[str]:
 
 def _algorithm_problems(config: PPOConfig) -> Iterator[str]:
     name, actor = config.algorithm.adv_estimator, config.actor_rollout_ref.actor
-    if name not in ADV_ESTIMATOR_REGISTRY:
-        names = ", ".join(sorted(ADV_ESTIMATOR_REGISTRY))
-        yield f"algorithm.adv_estimator={name} is unknown; available: {names}"
-    elif missing := _required_inputs(name) - ESTIMATOR_INPUTS:
+    estimate = find_estimator(name)
+    if missing := needed_inputs(estimate) - set(INPUTS):
         yield (
             f"algorithm.adv_estimator={name} needs {', '.join(sorted(missing))}, which rollouts do "
             "not produce; use grpo, rloo or gae"
         )
-    if name in GROUP_ESTIMATORS and config.env.rollout.n < 2:
+    if compares_episodes(estimate) and config.env.rollout.n < 2:
         yield (
             f"algorithm.adv_estimator={name} compares the episodes of one task, but env.rollout.n="
             f"{config.env.rollout.n}; set env.rollout.n to at least 2 or use algo=ppo"
         )
-    if actor.policy_loss.loss_mode not in POLICY_LOSS_REGISTRY:
-        names = ", ".join(sorted(POLICY_LOSS_REGISTRY))
-        mode = actor.policy_loss.loss_mode
-        yield f"{ACTOR}.policy_loss.loss_mode={mode} is unknown; available: {names}"
+    mode, asked = actor.policy_loss.loss_mode, actor.loss_agg_mode
+    reduction = own_reduction(find_policy_loss(mode))
+    if reduction is not None and asked not in (None, reduction):
+        yield (
+            f"{ACTOR}.loss_agg_mode={asked} has no effect with policy_loss.loss_mode={mode}, which "
+            f"is defined with {reduction}; leave it unset"
+        )
     if actor.clip_ratio_c <= 1:
         yield f"{ACTOR}.clip_ratio_c={actor.clip_ratio_c} would clip every step; use more than 1"
     yield from _correction_problems(config.algorithm)
@@ -166,7 +162,7 @@ def _run_problems(config: PPOConfig) -> Iterator[str]:
     for name in run.logger:
         tracker_class(name)
     steps = run.total_training_steps or run.total_epochs
-    if run.critic_warmup and config.algorithm.adv_estimator != "gae":
+    if run.critic_warmup and not config.algorithm.needs_critic:
         yield (
             f"trainer.critic_warmup={run.critic_warmup} needs a critic, which only "
             "algorithm.adv_estimator=gae has; set it to 0 or use algo=ppo"
@@ -197,9 +193,3 @@ def _run_problems(config: PPOConfig) -> Iterator[str]:
             "there is no validation set in env.val; add env.val.<name>.name=<task list> or turn "
             "trainer.val_before_train and trainer.val_after_train off"
         )
-
-
-def _required_inputs(estimator: str) -> set[str]:
-    parameters = inspect.signature(ADV_ESTIMATOR_REGISTRY[estimator]).parameters.values()
-    positional = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {p.name for p in parameters if p.default is p.empty and p.kind in positional}

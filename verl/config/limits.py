@@ -22,8 +22,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     f"{ACTOR}.kl_loss_type": (*_KL_NAMES, "full"),
     f"{ACTOR}.loss_agg_mode": LOSS_AGG_MODES,
     "critic.loss_agg_mode": LOSS_AGG_MODES,
-    f"{ACTOR}.optim.warmup_style": ("constant", "cosine"),
-    "critic.optim.warmup_style": ("constant", "cosine"),
     f"{ACTOR}.fsdp_config.dtype": _DTYPES,
     f"{ACTOR}.fsdp_config.mixed_precision": _DTYPES,
     "critic.model.fsdp_config.dtype": _DTYPES,

@@ -14,7 +14,9 @@ class OptimConfig:
     lr_warmup_steps_ratio: float = 0.0  # share of the training steps
     min_lr_ratio: float = 0.0  # the cosine schedule ends at lr * min_lr_ratio
     num_cycles: float = 0.5  # half waves of the cosine; 0.5 falls once from lr to the minimum
-    warmup_style: str = "constant"  # constant | cosine: what follows the warm-up
+    # what follows the warm-up: constant | cosine, or the import path of your own,
+    # package.module:function
+    warmup_style: str = "constant"
     weight_decay: float = 0.01  # decoupled, as in AdamW
     # AdamW's averaging of gradients and squares
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])

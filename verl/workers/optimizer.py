@@ -11,10 +11,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from verl.config.optim import OptimConfig
 from verl.utils.errors import UserError
-from verl.utils.lr_schedules import (
-    get_constant_schedule_with_warmup,
-    get_cosine_schedule_with_warmup,
-)
+from verl.utils.importing import resolve_choice
+from verl.utils.lr_schedules import SCHEDULES, Schedule
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> AdamW:
@@ -38,25 +36,18 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> 
 
 
 def build_schedule(optimizer: AdamW, config: OptimConfig, total_steps: int) -> LambdaLR:
-    """Warm-up over `lr_warmup_steps` (or its share of `total_steps`), then constant or cosine.
+    """The schedule `warmup_style` over `total_steps` training steps.
 
     Raises:
         UserError: unknown `warmup_style`.
     """
+    schedule: Schedule = resolve_choice("optim.warmup_style", config.warmup_style, SCHEDULES)
     warmup_steps = warmup_length(config, total_steps)
-    if config.warmup_style == "constant":
-        return get_constant_schedule_with_warmup(optimizer, num_warmup_steps=warmup_steps)
-    if config.warmup_style == "cosine":
-        return get_cosine_schedule_with_warmup(
-            optimizer,
-            num_warmup_steps=warmup_steps,
-            num_training_steps=total_steps,
-            min_lr_ratio=config.min_lr_ratio,
-            num_cycles=config.num_cycles,
-        )
-    raise UserError(
-        f"optim.warmup_style={config.warmup_style!r} is unknown; use constant or cosine"
-    )
+
+    def factor(step: int) -> float:
+        return schedule(step, warmup_steps=warmup_steps, total_steps=total_steps, config=config)
+
+    return LambdaLR(optimizer, factor)
 
 
 def resume_schedule(schedule: LambdaLR, saved: Mapping[str, Any]) -> None:

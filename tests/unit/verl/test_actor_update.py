@@ -8,10 +8,11 @@ from tensordict import TensorDict
 
 from verl.algorithms.aggregation import loss_normalizers
 from verl.algorithms.entropy_control import StepContext
+from verl.algorithms.kl import full_kl
 from verl.config.actor import ActorConfig
 from verl.config.model import FSDPConfig, MicroBatchConfig, ModelConfig
 from verl.config.optim import OptimConfig
-from verl.trainer.ppo.core_algos import compute_policy_loss_vanilla, full_kl
+from verl.trainer.ppo.core_algos import compute_policy_loss_vanilla
 from verl.utils.errors import UserError
 from verl.workers.actor.dp_actor import DataParallelPPOActor
 from verl.workers.actor.reference import ReferencePolicy
@@ -350,7 +351,7 @@ def test_unknown_loss_and_missing_reference_are_refused(tiny_model_path, single_
     engine = make_engine(tiny_model_path, single_rank)
     config = ActorConfig()
     config.policy_loss.loss_mode = "ppo2"
-    with pytest.raises(UserError, match=r"loss_mode: .*ppo2; available: .*vanilla"):
+    with pytest.raises(UserError, match=r"loss_mode=ppo2 is unknown; available: .*vanilla"):
         DataParallelPPOActor(config, engine)
     with pytest.raises(UserError, match="kl_loss_type=full needs the reference"):
         DataParallelPPOActor(ActorConfig(use_kl_loss=True, kl_loss_type="full"), engine)

@@ -10,21 +10,21 @@ from hypothesis import strategies as st
 
 from verl.algorithms.advantages import (
     compute_gdpo_outcome_advantage,
-    compute_gpg_outcome_advantage,
-    compute_grpo_outcome_advantage,
-    compute_grpo_passk_outcome_advantage,
-    compute_opo_outcome_advantage,
     compute_reinforce_plus_plus_baseline_outcome_advantage,
     compute_reinforce_plus_plus_outcome_advantage,
     compute_remax_outcome_advantage,
-    compute_rloo_outcome_advantage,
-)
-from verl.algorithms.gae import compute_gae_across_turns, compute_gae_advantage_return, gae
-from verl.algorithms.group_advantages import (
     grpo_advantage,
     opo_advantage,
     passk_advantage,
     rloo_advantage,
+)
+from verl.algorithms.gae import compute_gae_across_turns, compute_gae_advantage_return, gae
+from verl.trainer.ppo.core_algos import (
+    compute_gpg_outcome_advantage,
+    compute_grpo_outcome_advantage,
+    compute_grpo_passk_outcome_advantage,
+    compute_opo_outcome_advantage,
+    compute_rloo_outcome_advantage,
 )
 
 # Group x: trajectory a in three rows (reward 3), b in one (reward 1). Group y: c alone (reward 5).
@@ -117,7 +117,7 @@ def test_rloo_by_hand():
 def test_opo_by_hand():
     # a has 2+2+2 = 6 tokens and reward 3, b 2 tokens and reward 1: baseline (18 + 2) / 8 = 2.5
     length = torch.full((5,), 2)
-    advantage = opo_advantage(REWARD, length, GROUP, TRAJECTORY)
+    advantage = opo_advantage(REWARD, GROUP, TRAJECTORY, length_B=length)
     assert advantage.tolist() == [0.5, 0.5, 0.5, -1.5, 5.0]
 
 

@@ -97,7 +97,22 @@ def test_a_token_limit_holds_the_longest_row(switch, limit):
             "=grpo compares.*to at least 2",
         ),
         (["algorithm.adv_estimator=grop"], "adv_estimator=grop is unknown; available: .*grpo"),
-        (["algorithm.adv_estimator=remax"], "remax needs reward_baselines"),
+        (["algorithm.adv_estimator=remax"], "adv_estimator=remax is unknown; available: gae"),
+        (["algorithm.adv_estimator=gdpo"], "adv_estimator=gdpo is unknown; available: gae"),
+        (["algorithm.adv_estimator=no.such:thing"], r"cannot load 'no.such:thing'"),
+        (
+            ["algorithm.adv_estimator=verl.algorithms.advantages:compute_remax_outcome_advantage"],
+            "needs reward_baselines, which rollouts do not produce",
+        ),
+        (
+            [
+                "actor_rollout_ref.actor.policy_loss.loss_mode=gspo",
+                "actor_rollout_ref.actor.loss_agg_mode=token-mean",
+            ],
+            "loss_agg_mode=token-mean has no effect with policy_loss.loss_mode=gspo",
+        ),
+        (["actor_rollout_ref.actor.policy_loss.loss_mode=no.such:thing"], "cannot load"),
+        (["critic.optim.warmup_style=linear"], "warmup_style=linear is unknown; available: cons"),
         (["actor_rollout_ref.actor.policy_loss.loss_mode=x"], "loss_mode=x is unknown.*vanilla"),
         # 2048 + 512 = 2560
         (["actor_rollout_ref.rollout.max_model_len=2000"], "max_model_len=2000 .*2560"),

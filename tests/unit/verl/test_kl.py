@@ -7,7 +7,6 @@ import torch
 from verl.algorithms.kl import (
     AdaptiveKLController,
     FixedKLController,
-    compute_rewards,
     full_kl,
     get_kl_controller,
     kl_in_reward,
@@ -75,12 +74,6 @@ def test_kl_in_reward_by_hand():
     expected = torch.tensor([[-0.1, 0.8], [-0.3, 0.0], [0.0, 0.0]])
     assert torch.allclose(result.rewards_BT, expected)
     assert result.mean_kl.item() == pytest.approx((1.5 + 3.0) / 2)  # the padding row does not count
-
-
-def test_compute_rewards_by_hand():
-    # 1 - 0.5 * (-1 + 3) = 0
-    rewards = compute_rewards(torch.ones(1), torch.tensor([-1.0]), torch.tensor([-3.0]), 0.5)
-    assert rewards.item() == 0.0
 
 
 def test_adaptive_controller_by_hand():

@@ -6,18 +6,21 @@ import torch
 
 from verl.algorithms.aggregation import LOSS_AGG_MODES, loss_normalizers
 from verl.algorithms.policy_losses import (
+    POLICY_LOSSES,
     ClipRange,
     cispo_loss,
     compute_policy_loss,
-    compute_policy_loss_gpg,
-    compute_policy_loss_vanilla,
     compute_value_loss,
     geo_mean_loss,
     gspo_loss,
     ppo_clip_loss,
     value_loss,
 )
-from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY, get_policy_loss_fn
+from verl.trainer.ppo.core_algos import (
+    compute_policy_loss_gpg,
+    compute_policy_loss_vanilla,
+    get_policy_loss_fn,
+)
 
 CLIP = ClipRange(0.2, 0.2)
 CONFIG = SimpleNamespace(
@@ -109,7 +112,7 @@ def test_vanilla_equals_the_four_number_form_and_weighs_by_importance():
     assert halved.item() == pytest.approx(loss.item() / 2)
 
 
-@pytest.mark.parametrize("name", sorted(POLICY_LOSS_REGISTRY))
+@pytest.mark.parametrize("name", sorted(POLICY_LOSSES))
 @pytest.mark.parametrize("mode", LOSS_AGG_MODES)
 def test_micro_batches_add_up_for_every_loss(name, mode):
     torch.manual_seed(1)
@@ -132,7 +135,7 @@ def test_on_policy_gradient_is_the_policy_gradient():
     # at ratio 1 every surrogate has the gradient -A / tokens (geo_mean averages A over the row)
     old = torch.full((1, 2), -1.0)
     advantages, mask = torch.tensor([[2.0, 2.0]]), torch.ones(1, 2)
-    for name in POLICY_LOSS_REGISTRY:
+    for name in POLICY_LOSSES:
         log_prob = old.clone().requires_grad_(True)
         loss, _ = get_policy_loss_fn(name)(
             old, log_prob, advantages, mask, "seq-mean-token-mean", CONFIG

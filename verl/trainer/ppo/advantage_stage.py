@@ -8,19 +8,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from verl.algorithms.advantages import find_estimator
 from verl.algorithms.aggregation import dense_ids
+from verl.algorithms.estimators import compares_episodes, needed_inputs
 from verl.algorithms.kl import kl_in_reward
 from verl.algorithms.rollout_correction import correction, mismatch_metrics, token_log_ratio
 from verl.config.algorithm import AlgorithmConfig
 from verl.config.root import PPOConfig
 from verl.protocol import DataProto
-from verl.trainer.ppo.core_algos import AdvantageEstimator, get_adv_estimator_fn
-
-UNGROUPED_ESTIMATORS = {
-    AdvantageEstimator.GAE,
-    AdvantageEstimator.REINFORCE_PLUS_PLUS,
-    AdvantageEstimator.REMAX,
-}
 
 
 def token_level_rewards(
@@ -51,11 +46,12 @@ def add_advantages(batch: DataProto, config: AlgorithmConfig) -> DataProto:
     """Adds `advantages` and `returns` (R, T), by the estimator `algorithm.adv_estimator`."""
     rewards = batch.batch["token_level_rewards"]
     columns = {"response_mask": batch.batch["response_mask"]}
-    if config.adv_estimator == AdvantageEstimator.GAE:
+    estimate = find_estimator(config.adv_estimator)
+    if "values" in needed_inputs(estimate):
         columns["values"] = batch.batch["values"]
     else:
         rewards = with_episode_outcome(batch)
-    advantages, returns = get_adv_estimator_fn(config.adv_estimator)(
+    advantages, returns = estimate(
         token_level_rewards=rewards,
         **columns,
         index=batch.non_tensor_batch["uid"],
@@ -120,7 +116,7 @@ def has_company(batch: DataProto, config: AlgorithmConfig) -> torch.Tensor:
     Nothing is there to compare it with, so it teaches nothing. Estimators without groups keep all.
     """
     everyone = torch.ones(len(batch), dtype=torch.bool)
-    if config.adv_estimator in UNGROUPED_ESTIMATORS:
+    if not compares_episodes(find_estimator(config.adv_estimator)):
         return everyone
     group_B = dense_ids(batch.non_tensor_batch["uid"])
     trajectory_B = dense_ids(batch.non_tensor_batch["traj_uid"])

@@ -9,6 +9,7 @@ import logging
 from typing import Any
 
 from verl.algorithms.entropy_control import Plugin, RolloutEntropies, StepContext
+from verl.algorithms.kl import get_kl_controller
 from verl.config.root import PPOConfig
 from verl.protocol import DataProto
 from verl.trainer.ppo.advantage_stage import (
@@ -20,7 +21,6 @@ from verl.trainer.ppo.advantage_stage import (
 from verl.trainer.ppo.batching import gather, spread, worker_view
 from verl.trainer.ppo.checkpoint import CheckpointStore, load_driver_state
 from verl.trainer.ppo.cluster import Workers, needs_reference
-from verl.trainer.ppo.core_algos import get_kl_controller
 from verl.trainer.ppo.rollout_log import RolloutLog
 from verl.trainer.ppo.rollout_pipeline import Rollout, RolloutPipeline
 from verl.trainer.ppo.step_metrics import batch_metrics, sampling_metrics

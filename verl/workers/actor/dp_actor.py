@@ -12,11 +12,13 @@ from typing import Any
 from tensordict import TensorDict
 from torch import Tensor
 
+from verl.algorithms.aggregation import agg_loss
 from verl.algorithms.entropy_control import EntropyRegularizer
+from verl.algorithms.kl import full_kl, kl_penalty
+from verl.algorithms.policy_losses import chosen_reduction, find_policy_loss
 from verl.config.actor import ActorConfig
 from verl.config.model import MicroBatchConfig
 from verl.protocol.columns import POLICY_COLUMNS
-from verl.trainer.ppo.core_algos import agg_loss, full_kl, get_policy_loss_fn, kl_penalty
 from verl.utils.errors import UserError
 from verl.workers.actor.reference import ReferencePolicy
 from verl.workers.forward import (
@@ -58,10 +60,8 @@ class DataParallelPPOActor:
         self._full_kl = config.use_kl_loss and config.kl_loss_type == "full"
         if self._full_kl and reference is None:
             raise UserError("actor.kl_loss_type=full needs the reference policy on the actor")
-        try:
-            self._policy_loss = get_policy_loss_fn(config.policy_loss.loss_mode)
-        except ValueError as error:
-            raise UserError(f"actor.policy_loss.loss_mode: {error}") from error
+        self._policy_loss = find_policy_loss(config.policy_loss.loss_mode)
+        self._agg_mode = chosen_reduction(self._policy_loss, config.loss_agg_mode)
         required = () if regularizer is None else regularizer.required_columns
         self._columns = (*POLICY_COLUMNS, *required)
 
@@ -135,7 +135,7 @@ class DataParallelPPOActor:
             log_prob_BT,
             columns["advantages"],
             columns["response_mask"],
-            self._config.loss_agg_mode,
+            self._agg_mode,
             self._config,
             rollout_is_weights=columns.get("rollout_is_weights", None),
             **self._normalizers(meta_info),
@@ -172,7 +172,7 @@ class DataParallelPPOActor:
         return agg_loss(
             value_BT,
             columns["response_mask"],
-            self._config.loss_agg_mode,
+            self._agg_mode,
             **self._normalizers(meta_info),
         )
 

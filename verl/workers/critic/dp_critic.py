@@ -11,10 +11,11 @@ from typing import Any
 from tensordict import TensorDict
 from torch import Tensor
 
+from verl.algorithms.aggregation import agg_loss
+from verl.algorithms.policy_losses import compute_value_loss
 from verl.config.critic import CriticConfig
 from verl.config.model import MicroBatchConfig
 from verl.protocol.columns import VALUE_COLUMNS
-from verl.trainer.ppo.core_algos import agg_loss, compute_value_loss
 from verl.workers.forward import value_forward
 from verl.workers.passes import LossOutput, MicroBatch, learn, measure
 from verl.workers.sharded_model import ShardedModel
