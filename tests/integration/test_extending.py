@@ -80,3 +80,12 @@ def test_a_training_uses_every_part_of_the_users_own_package(tmp_path):
     assert rows == [f"{step['step']},{step['episode/success_rate']}" for step in steps]
     state = load_driver_state(folder / "global_step_2")["tracker"]
     assert state["my_agent.csv_tracker:CsvTracker"] == {"rows": 2}
+    # estimator: somebody is the best and nobody is below 0 (GRPO's advantages add up to 0)
+    assert all(step["critic/advantages/max"] == 1.0 for step in steps)
+    assert all(step["critic/advantages/min"] in (0.0, 1.0) for step in steps)
+    # loss: its own metric
+    assert all(step["likelihood/nll"] > 0.0 for step in steps)
+    # schedule: the second of two steps has half of the rate
+    assert steps[1]["actor/lr"] == steps[0]["actor/lr"] / 2
+    # engine: four tokens are the most it answers
+    assert all(step["response_length/max"] <= 4 for step in steps)
