@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
 
 from epo.corridor import PENALTIES
 from epo.history import AGGREGATIONS, REFERENCES
@@ -12,7 +14,12 @@ from epo.schedule import SCHEDULES
 DEFAULT_WINDOW = 10
 DEFAULT_EMA_DECAY = 0.9
 
-NON_NEGATIVE = ("entropy_coeff", "kappa_l", "kappa_r", "alpha", "gamma", "from_turn", "start_step")
+T = TypeVar("T")
+
+
+def setting(default: T, doc: str, **limits: Any) -> T:
+    """A field with its sentence and limits as metadata: choices, least, below."""
+    return field(default=default, metadata={"doc": doc, **limits})
 
 
 @dataclass
@@ -23,33 +30,62 @@ class EPOConfig:
     (0 / 2); a two-sided one is 0.5 / 1.5.
     """
 
-    enable: bool = False  # false: nothing of EPO is loaded, and the loss is the plain trainer's
-    entropy_coeff: float = 0.001  # lambda: weight of the whole term
-    kappa_l: float = 0.0  # the corridor's floor is kappa_l * reference; 0: no floor
-    kappa_r: float = 2.0  # the corridor's ceiling is kappa_r * reference
-    alpha: float = 0.05  # weight of the penalty inside the term
-    gamma: float = 3.0  # how fast beta falls (or grows) over half of the run
-    reference: str = "past_mean"  # past_mean | sliding_window | ema | per_turn
-    window: int | None = None  # sliding_window only: past steps in the mean; default 10
-    ema_decay: float | None = None  # ema only: weight of the past; default 0.9
-    penalty: str = "relu"  # relu | indicator: the published code's constant, without a gradient
-    schedule: str = "paper"  # paper: beta falls from 2 to 1 | growing | constant (1) | linear
-    aggregation: str = "trajectory"  # trajectory: means of tokens, turns, trajectories | token_mean
-    from_turn: int = 0  # the penalty spares earlier turns; the entropy bonus does not
-    start_step: int = 0  # before it, only the entropy bonus acts; the history is kept all the same
-    entropy_distribution_output_file: str | None = None  # JSON lines: the entropies of each step
+    enable: bool = setting(
+        False, "false: nothing of EPO is loaded, and the loss is the plain trainer's"
+    )
+    entropy_coeff: float = setting(0.001, "lambda: weight of the whole term", least=0)
+    kappa_l: float = setting(
+        0.0, "the corridor's floor is kappa_l * reference; 0: no floor", least=0
+    )
+    kappa_r: float = setting(2.0, "the corridor's ceiling is kappa_r * reference", least=0)
+    alpha: float = setting(0.05, "weight of the penalty inside the term", least=0)
+    gamma: float = setting(3.0, "how fast beta falls (or grows) over half of the run", least=0)
+    reference: str = setting(
+        "past_mean",
+        "what the corridor lies around: the mean entropy of all past steps, of the last ones, "
+        "their moving average, or a mean for each turn",
+        choices=REFERENCES,
+    )
+    window: int | None = setting(
+        None, "sliding_window only: past steps in the mean; default 10", least=1
+    )
+    ema_decay: float | None = setting(
+        None,
+        "ema only: weight of the past, which never moves with 1; default 0.9",
+        least=0,
+        below=1,
+    )
+    penalty: str = setting(
+        "relu",
+        "outside the corridor: relu grows with the distance; indicator is the published code's "
+        "constant, without a gradient",
+        choices=tuple(PENALTIES),
+    )
+    schedule: str = setting(
+        "paper",
+        "beta, which weighs the penalty: falls from 2 to 1 (paper, linear), grows to 2, or is 1",
+        choices=tuple(SCHEDULES),
+    )
+    aggregation: str = setting(
+        "trajectory",
+        "trajectory: mean over trajectories of means over turns of means over tokens",
+        choices=AGGREGATIONS,
+    )
+    from_turn: int = setting(
+        0, "the penalty spares earlier turns; the entropy bonus does not", least=0
+    )
+    start_step: int = setting(
+        0, "before it, only the entropy bonus acts; the history is kept all the same", least=0
+    )
+    entropy_distribution_output_file: str | None = setting(
+        None, "JSON lines: the entropies of each step"
+    )
 
 
 def validate(config: EPOConfig) -> None:
     """Raises ValueError with one sentence that says what to change."""
-    _check_choice("reference", config.reference, REFERENCES)
-    _check_choice("penalty", config.penalty, PENALTIES)
-    _check_choice("schedule", config.schedule, SCHEDULES)
-    _check_choice("aggregation", config.aggregation, AGGREGATIONS)
-    for name in NON_NEGATIVE:
-        value = getattr(config, name)
-        if not 0 <= value < float("inf"):  # also refuses nan
-            raise ValueError(f"epo.{name}={value} is not a finite number >= 0; set it to 0 or more")
+    for entry in fields(config):
+        _check_limits(entry.name, getattr(config, entry.name), entry.metadata)
     if config.kappa_l > config.kappa_r:
         raise ValueError(
             f"epo.kappa_l={config.kappa_l} is above epo.kappa_r={config.kappa_r}, so no entropy "
@@ -58,9 +94,15 @@ def validate(config: EPOConfig) -> None:
     _check_reference_settings(config)
 
 
-def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"unknown epo.{name} '{value}'; choose one of: {', '.join(choices)}")
+def _check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
+    if "choices" in limits and value not in limits["choices"]:
+        choices = ", ".join(limits["choices"])
+        raise ValueError(f"epo.{name}={value} is unknown; available: {choices}")
+    least, below = limits.get("least"), limits.get("below", math.inf)
+    if least is not None and value is not None and not least <= value < below:  # refuses nan too
+        finite = f"at least {least} and below {below}"
+        accepted = f"a finite number of at least {least}" if below == math.inf else finite
+        raise ValueError(f"epo.{name}={value} makes no sense; it has to be {accepted}")
 
 
 def _check_reference_settings(config: EPOConfig) -> None:
@@ -71,10 +113,3 @@ def _check_reference_settings(config: EPOConfig) -> None:
                 f"epo.{name}={value} has no effect with epo.reference={config.reference}; "
                 f"remove it or set epo.reference={kind}"
             )
-    if config.window is not None and config.window < 1:
-        raise ValueError(f"epo.window={config.window} holds no step; set it to at least 1")
-    if config.ema_decay is not None and not 0 <= config.ema_decay < 1:
-        raise ValueError(
-            f"epo.ema_decay={config.ema_decay} is not in [0, 1), where 1 would never move; "
-            f"use for example {DEFAULT_EMA_DECAY}"
-        )

@@ -55,8 +55,6 @@ def to_data_proto(
         ValueError: no rows; or a turn that dropped no history has a prompt that does not continue
             the row's (the engine saw other tokens than training would).
     """
-    if context_kind not in ("turn", "trajectory"):
-        raise ValueError(f"unknown context kind '{context_kind}'; available: trajectory, turn")
     rows = [
         _make_row(trajectory, turns)
         for trajectory in trajectories

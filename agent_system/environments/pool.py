@@ -58,13 +58,6 @@ class EnvPool:
 
     def __init__(self, env_name: str, options: Mapping[str, Any], config: PoolConfig) -> None:
         package = get_env_package(env_name)
-        if config.slots_per_worker < 1:
-            raise ValueError(f"slots_per_worker={config.slots_per_worker}; it has to be at least 1")
-        if config.max_memory_mb is not None and config.max_memory_mb < 1:
-            raise ValueError(
-                f"max_memory_mb={config.max_memory_mb}; a process needs memory: give the MiB that "
-                "it may hold, or null for no limit"
-            )
         typed_options = package.parse_options(options)
         package.check()
         self._config = config

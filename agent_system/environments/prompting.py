@@ -19,17 +19,13 @@ THINK_ACTION_FORMAT = (
 def make_prompts(
     rules: str, action_format: ActionFormatConfig, *, list_actions: bool = False
 ) -> TextPrompts | PlainPrompts:
-    """The prompt builder of an action format. Raises ValueError on an unknown one.
+    """The prompt builder of an action format.
 
     `list_actions`: show the admissible actions, for environments that have a few dozen of them.
     """
     if action_format.kind == "think_action":
         return TextPrompts(rules, list_actions)
-    if action_format.kind == "plain":
-        return PlainPrompts()
-    raise ValueError(
-        f"unknown env.action_format.kind '{action_format.kind}'; available: think_action, plain"
-    )
+    return PlainPrompts()
 
 
 class TextPrompts:

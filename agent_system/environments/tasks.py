@@ -11,10 +11,9 @@ from agent_system.config import TaskSetConfig
 from agent_system.environments.task_files import load_task_file, task_list_hash
 from agent_system.types import Task
 
-__all__ = ["WEIGHTS", "TaskSampler", "load_task_file", "select_tasks", "task_list_hash"]
+__all__ = ["TaskSampler", "load_task_file", "select_tasks", "task_list_hash"]
 
 MAX_SEED = 2**31
-WEIGHTS = ("uniform_types", "uniform_tasks")
 
 
 def select_tasks(tasks: Sequence[Task], config: TaskSetConfig) -> list[Task]:
@@ -52,13 +51,9 @@ class TaskSampler:
     """
 
     def __init__(self, tasks: Sequence[Task], seed: int, *, weights: str = "uniform_tasks") -> None:
-        """Raises ValueError when `tasks` is empty or `weights` unknown."""
+        """Raises ValueError when `tasks` is empty."""
         if not tasks:
             raise ValueError("no tasks to sample from; check env.train.name and env.train.tasks")
-        if weights not in WEIGHTS:
-            raise ValueError(
-                f"unknown env.task_weights '{weights}'; available: {', '.join(WEIGHTS)}"
-            )
         self._seed = seed
         self._weights = weights
         self._hash = task_list_hash(tasks)

@@ -23,12 +23,9 @@ class History(Protocol):
 
 @dataclass(frozen=True)
 class LastTurns:
-    """The last `length` turns. Raises ValueError when `length` is negative."""
+    """The last `length` turns."""
 
     length: int
-
-    def __post_init__(self) -> None:
-        _check_not_negative("history_length", self.length)
 
     def select(self, turns: Sequence[Turn]) -> Sequence[Turn]:
         return turns[max(len(turns) - self.length, 0) :]
@@ -38,15 +35,11 @@ class LastTurns:
 class TokenBudget:
     """The latest turns that take at most `tokens` together; older ones are dropped whole.
 
-    A turn takes the tokens of its command and of the answer to it. Raises ValueError when `tokens`
-    is negative.
+    A turn takes the tokens of its command and of the answer to it.
     """
 
     tokens: int
     count: CountTokens
-
-    def __post_init__(self) -> None:
-        _check_not_negative("history_tokens", self.tokens)
 
     def select(self, turns: Sequence[Turn]) -> Sequence[Turn]:
         room, first = self.tokens, len(turns)
@@ -62,16 +55,11 @@ class TokenBudget:
 class Summary:
     """All turns: the last `length` in full, of older ones the command and some words of the answer.
 
-    `words`: so many first words of each older answer; 0: only the command. Raises ValueError when a
-    number is negative.
+    `words`: so many first words of each older answer; 0: only the command.
     """
 
     length: int
     words: int
-
-    def __post_init__(self) -> None:
-        _check_not_negative("history_length", self.length)
-        _check_not_negative("history_summary_words", self.words)
 
     def select(self, turns: Sequence[Turn]) -> Sequence[Turn]:
         cut = max(len(turns) - self.length, 0)
@@ -97,14 +85,5 @@ HISTORIES: Mapping[str, Callable[[ContextConfig, CountTokens], History]] = Mappi
 
 
 def make_history(config: ContextConfig, count: CountTokens) -> History:
-    """The strategy that `env.context.history` names. Raises ValueError on an unknown one."""
-    if config.history not in HISTORIES:
-        raise ValueError(
-            f"unknown env.context.history '{config.history}'; available: {', '.join(HISTORIES)}"
-        )
+    """The strategy that `env.context.history` names."""
     return HISTORIES[config.history](config, count)
-
-
-def _check_not_negative(name: str, value: int) -> None:
-    if value < 0:
-        raise ValueError(f"{name}={value}; it has to be at least 0")

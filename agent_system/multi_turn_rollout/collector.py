@@ -55,10 +55,8 @@ class TrajectoryCollector:
         """`max_prompt_length`: tokens; a prompt that cannot be made to fit ends its episode.
 
         Raises:
-            ValueError: the tokenizer has no chat template; unknown context kind; max_steps < 1.
+            ValueError: the tokenizer has no chat template; a history that has no effect.
         """
-        if config.max_steps < 1:
-            raise ValueError(f"env.max_steps={config.max_steps}; an episode needs at least 1 turn")
         chat = ChatTemplate(tokenizer)
         context = make_context(config.context, chat, prompts, max_prompt_length)
         rewards = EpisodeRewardManager(config.reward)

@@ -244,16 +244,14 @@ def make_context(
 ) -> Context:
     """The context that `env.context.kind` names, with the strategy of `env.context.history`.
 
-    Raises ValueError on an unknown one, and where a strategy would have no effect.
+    Raises ValueError where a strategy would have no effect.
     """
     history = make_history(config, chat.count)
     if config.kind == "turn":
         return TurnContext(chat, prompts, max_prompt_length, history)
-    if config.kind == "trajectory" and config.history == ContextConfig.history:
-        return TrajectoryContext(chat, prompts, max_prompt_length)
-    if config.kind == "trajectory":
+    if config.history != ContextConfig.history:
         raise ValueError(
             f"env.context.history={config.history} needs fresh prompts, but kind=trajectory shows "
             "the conversation as it grows; set env.context.kind=turn"
         )
-    raise ValueError(f"unknown env.context.kind '{config.kind}'; available: trajectory, turn")
+    return TrajectoryContext(chat, prompts, max_prompt_length)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 KL_KINDS = ("kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3")
+KL_NAMES = (*KL_KINDS, *(f"{kind}+" for kind in KL_KINDS))  # what `kl_penalty` takes
 
 
 def kl_penalty(logprob: Tensor, ref_logprob: Tensor, kl_penalty: str) -> Tensor:

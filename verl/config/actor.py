@@ -4,45 +4,66 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from verl.config.model import FSDPConfig, ModelConfig
+from verl.algorithms.aggregation import LOSS_AGG_MODES
+from verl.algorithms.kl import KL_NAMES
+from verl.algorithms.policy_losses import POLICY_LOSSES
+from verl.config.fields import setting
+from verl.config.model import DTYPES, FSDPConfig, ModelConfig
 from verl.config.optim import OptimConfig
 
 
 @dataclass
 class PolicyLossConfig:
-    # vanilla | gspo | geo_mean | cispo | gpg, or the import path of your own,
-    # package.module:function
-    loss_mode: str = "vanilla"
+    loss_mode: str = setting("vanilla", "the policy loss", choices=POLICY_LOSSES, open=True)
 
 
 @dataclass
 class ActorConfig:
     """The policy update."""
 
-    ppo_mini_batch_size: int = 256  # rows an optimiser step
-    # rows a forward pass; None: the whole share of the rank
-    ppo_micro_batch_size_per_gpu: int | None = None
-    use_dynamic_bsz: bool = False  # cut micro-batches by tokens
-    ppo_max_token_len_per_gpu: int = 16384  # use_dynamic_bsz: tokens a micro-batch
-    ppo_epochs: int = 1  # passes over a rollout
-    # rows are shuffled (by the run's seed) before they are cut into mini-batches
-    shuffle: bool = True
-    clip_ratio: float = 0.2  # the policy ratio is clipped to 1 - clip_ratio .. 1 + clip_ratio
-    clip_ratio_low: float | None = None  # default: clip_ratio
-    clip_ratio_high: float | None = None  # default: clip_ratio
-    clip_ratio_c: float = 3.0  # dual clip, for negative advantages
-    # token-mean | seq-mean-token-sum | seq-mean-token-mean | seq-mean-token-sum-norm; default: the
-    # one that the policy loss is defined for, else token-mean
-    loss_agg_mode: str | None = None
-    # seq-mean-token-sum-norm: divides by this; default: the response length
-    loss_scale_factor: int | None = None
+    ppo_mini_batch_size: int = setting(256, "rows an optimiser step", least=1)
+    ppo_micro_batch_size_per_gpu: int | None = setting(
+        None, "rows a forward pass; None: the whole share of the rank", least=1
+    )
+    use_dynamic_bsz: bool = setting(False, "cut micro-batches by tokens")
+    ppo_max_token_len_per_gpu: int = setting(
+        16384, "use_dynamic_bsz: tokens a micro-batch", least=1
+    )
+    ppo_epochs: int = setting(1, "passes over a rollout", least=1)
+    shuffle: bool = setting(
+        True, "rows are shuffled (by the run's seed) before they are cut into mini-batches"
+    )
+    clip_ratio: float = setting(
+        0.2, "the policy ratio is clipped to 1 - clip_ratio .. 1 + clip_ratio", least=0
+    )
+    clip_ratio_low: float | None = setting(None, "default: clip_ratio", least=0)
+    clip_ratio_high: float | None = setting(None, "default: clip_ratio", least=0)
+    clip_ratio_c: float = setting(3.0, "dual clip, for negative advantages", above=1)
+    loss_agg_mode: str | None = setting(
+        None,
+        "how the losses of tokens become one number (`agg_loss`); default: the one that the policy "
+        "loss is defined for, else token-mean",
+        choices=LOSS_AGG_MODES,
+    )
+    loss_scale_factor: int | None = setting(
+        None, "seq-mean-token-sum-norm: divides by this; default: the response length", least=1
+    )
     policy_loss: PolicyLossConfig = field(default_factory=PolicyLossConfig)
-    entropy_coeff: float = 0.0  # a plain entropy bonus; must be 0 with EPO, which has its own
-    use_kl_loss: bool = False  # add the KL to the reference policy to the loss
-    kl_loss_coef: float = 0.001  # weight of that KL
-    kl_loss_type: str = "low_var_kl"  # k1 | abs | k2 | low_var_kl (k3) | full
-    use_invalid_action_penalty: bool = True  # punish turns whose action cannot be read
-    invalid_action_penalty_coef: float = 0.1  # subtracted at the last token of an invalid turn
+    entropy_coeff: float = setting(
+        0.0, "a plain entropy bonus; must be 0 with EPO, which has its own"
+    )
+    use_kl_loss: bool = setting(False, "add the KL to the reference policy to the loss")
+    kl_loss_coef: float = setting(0.001, "weight of that KL", least=0)
+    kl_loss_type: str = setting(
+        "low_var_kl",
+        "estimator of that KL: kl is k1, mse is k2, low_var_kl is k3; with + the gradient of k2; "
+        "full: of whole distributions",
+        choices=(*KL_NAMES, "full"),
+    )
+    use_invalid_action_penalty: bool = setting(True, "punish turns whose action cannot be read")
+    invalid_action_penalty_coef: float = setting(
+        0.1, "subtracted at the last token of an invalid turn", least=0
+    )
     optim: OptimConfig = field(default_factory=OptimConfig)
     fsdp_config: FSDPConfig = field(default_factory=FSDPConfig)
 
@@ -51,9 +72,11 @@ class ActorConfig:
 class RefConfig:
     """The frozen reference policy, built only when a KL term needs it."""
 
-    log_prob_micro_batch_size_per_gpu: int | None = None  # rows a forward pass
-    log_prob_use_dynamic_bsz: bool = False  # cut by tokens
-    log_prob_max_token_len_per_gpu: int = 16384  # tokens a forward pass, when cut by tokens
+    log_prob_micro_batch_size_per_gpu: int | None = setting(None, "rows a forward pass", least=1)
+    log_prob_use_dynamic_bsz: bool = setting(False, "cut by tokens")
+    log_prob_max_token_len_per_gpu: int = setting(
+        16384, "tokens a forward pass, when cut by tokens", least=1
+    )
     fsdp_config: FSDPConfig = field(default_factory=FSDPConfig)
 
 
@@ -61,49 +84,93 @@ class RefConfig:
 class SamplingConfig:
     """How responses are drawn in validation."""
 
-    temperature: float = 1.0  # of the softmax; 0 is greedy
-    top_p: float = 1.0  # nucleus sampling; 1: off
-    top_k: int = -1  # sample among the k likeliest tokens; -1: off
-    do_sample: bool = True  # false: greedy
+    temperature: float = setting(1.0, "of the softmax; 0 is greedy", least=0)
+    top_p: float = setting(1.0, "nucleus sampling; 1: off", above=0, most=1)
+    top_k: int = setting(-1, "sample among the k likeliest tokens; -1: off", least=-1)
+    do_sample: bool = setting(True, "false: greedy")
 
 
 @dataclass
 class RolloutConfig:
     """The inference engine and the rollout workers."""
 
-    # vllm; hf: transformers with a KV cache that lasts a trajectory; auto: vllm where installed; or
-    # the import path of your own, package.module:function
-    name: str = "auto"
-    # colocated: engines share the trainers' GPUs; disaggregated: they have GPUs of their own
-    mode: str = "colocated"
-    # rollout workers (engine replicas) on the cluster; default: as many as the places for them
-    workers: int | None = None
-    tensor_model_parallel_size: int = 1  # vllm: GPUs (on a CPU: processes) of one replica
-    temperature: float = 1.0  # of sampling in training; losses use the same softmax
-    top_p: float = 1.0  # nucleus sampling; 1: off
-    top_k: int = -1  # sample among the k likeliest tokens; -1: off
-    max_num_seqs: int = 64  # requests that are decoded together
-    max_num_batched_tokens: int | None = None  # vllm: tokens of one engine step; default: vllm's
-    max_model_len: int | None = None  # default: max_prompt_length + max_response_length
-    dtype: str = "auto"  # auto: bfloat16 on cuda, float32 on cpu
-    gpu_memory_utilization: float = 0.5  # vllm on cuda: share of the GPU's memory for an engine
-    cpu_kv_cache_gb: float = 1.0  # vllm on cpu: gigabytes (2**30) of KV cache of an engine
-    # vllm: no compilation and no CUDA graphs; default: true on cpu, where compiling takes minutes
-    enforce_eager: bool | None = None
-    enable_chunked_prefill: bool = True  # vllm: long prompts are prefilled beside decoding
-    enable_prefix_caching: bool = True  # vllm: a trajectory's next prompt costs its new tokens only
-    free_cache_engine: bool = True  # vllm, colocated on cuda: sleep while the trainer trains
-    # how weights reach the engines: object_store (through host memory) | nccl | ipc (one GPU);
-    # auto: on cuda ipc when colocated, else nccl; on cpu and for hf object_store
-    weight_sync: str = "auto"
-    check_weights: bool = False  # compare a checksum of the weights after each sync
-    # seconds a request may take; then it is cancelled and its episode ends as truncated
-    request_timeout_s: float = 600.0
-    log_prob_micro_batch_size_per_gpu: int | None = None  # old log-probs: rows a forward pass
-    log_prob_use_dynamic_bsz: bool = False  # old log-probs: cut by tokens
-    log_prob_max_token_len_per_gpu: int = 16384  # tokens a forward pass, when cut by tokens
+    name: str = setting(
+        "auto",
+        "hf: transformers with a KV cache that lasts a trajectory; auto: vllm where installed",
+        choices=("auto", "vllm", "hf"),
+        open=True,
+    )
+    mode: str = setting(
+        "colocated",
+        "colocated: engines share the trainers' GPUs; disaggregated: they have GPUs of their own",
+        choices=("colocated", "disaggregated"),
+    )
+    workers: int | None = setting(
+        None,
+        "rollout workers (engine replicas) on the cluster; default: as many as the places for them",
+        least=1,
+    )
+    tensor_model_parallel_size: int = setting(
+        1, "vllm: GPUs (on a CPU: processes) of one replica", least=1
+    )
+    temperature: float = setting(
+        1.0, "of sampling in training; losses use the same softmax", least=1e-6
+    )
+    top_p: float = setting(1.0, "nucleus sampling; 1: off", above=0, most=1)
+    top_k: int = setting(-1, "sample among the k likeliest tokens; -1: off", least=-1)
+    max_num_seqs: int = setting(64, "requests that are decoded together", least=1)
+    max_num_batched_tokens: int | None = setting(
+        None, "vllm: tokens of one engine step; default: vllm's", least=1
+    )
+    max_model_len: int | None = setting(
+        None, "default: max_prompt_length + max_response_length", least=1
+    )
+    dtype: str = setting("auto", "auto: bfloat16 on cuda, float32 on cpu", choices=DTYPES)
+    gpu_memory_utilization: float = setting(
+        0.5, "vllm on cuda: share of the GPU's memory for an engine", above=0, most=1
+    )
+    cpu_kv_cache_gb: float = setting(
+        1.0, "vllm on cpu: gigabytes (2**30) of KV cache of an engine", above=0
+    )
+    enforce_eager: bool | None = setting(
+        None,
+        "vllm: no compilation and no CUDA graphs; default: true on cpu, where compiling takes "
+        "minutes",
+    )
+    enable_chunked_prefill: bool = setting(True, "vllm: long prompts are prefilled beside decoding")
+    enable_prefix_caching: bool = setting(
+        True, "vllm: a trajectory's next prompt costs its new tokens only"
+    )
+    free_cache_engine: bool = setting(
+        True, "vllm, colocated on cuda: sleep while the trainer trains"
+    )
+    weight_sync: str = setting(
+        "auto",
+        "how weights reach the engines: through host memory (object_store), from GPU to GPU (nccl) "
+        "or on one GPU (ipc); auto: on cuda ipc when colocated, else nccl; on cpu and for hf "
+        "object_store",
+        choices=("auto", "object_store", "nccl", "ipc"),
+    )
+    check_weights: bool = setting(False, "compare a checksum of the weights after each sync")
+    request_timeout_s: float = setting(
+        600.0,
+        "seconds a request may take; then it is cancelled and its episode ends as truncated",
+        above=0,
+    )
+    log_prob_micro_batch_size_per_gpu: int | None = setting(
+        None, "old log-probs: rows a forward pass", least=1
+    )
+    log_prob_use_dynamic_bsz: bool = setting(False, "old log-probs: cut by tokens")
+    log_prob_max_token_len_per_gpu: int = setting(
+        16384, "tokens a forward pass, when cut by tokens", least=1
+    )
     val_kwargs: SamplingConfig = field(default_factory=SamplingConfig)
-    agent_world: str = "agent_system"  # agent_system | import path of an AgentWorld
+    agent_world: str = setting(
+        "agent_system",
+        "the agent's side of the trainer",
+        choices=("agent_system",),
+        open=True,
+    )
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from operator import attrgetter
 
@@ -11,13 +10,16 @@ from verl.algorithms.estimators import INPUTS, compares_episodes, needed_inputs
 from verl.algorithms.policy_losses import find_policy_loss, own_reduction
 from verl.config.algorithm import AlgorithmConfig
 from verl.config.entropy_control import check_entropy_control
-from verl.config.limits import ABOVE_ZERO, ACTOR, CHOICES, RANGES, ROLLOUT
+from verl.config.fields import check_fields
 from verl.config.machine import check_machine
 from verl.config.root import PPOConfig
 from verl.utils.errors import UserError
 from verl.utils.importing import resolve_choice
 from verl.utils.lr_schedules import SCHEDULES
 from verl.utils.tracking import tracker_class
+
+ACTOR = "actor_rollout_ref.actor"
+ROLLOUT = "actor_rollout_ref.rollout"
 
 # Cutting by tokens -> the tokens of a forward pass.
 TOKEN_LIMITS = {
@@ -45,36 +47,12 @@ def check_config(config: PPOConfig, device: str) -> None:
 
 def check_values(config: PPOConfig) -> None:
     """The part of `check_config` that needs no machine: names, ranges, and keys that disagree."""
-    _check_each_key(config)
+    check_fields(config)
+    for key in (f"{ACTOR}.optim.warmup_style", "critic.optim.warmup_style"):
+        resolve_choice(key, attrgetter(key)(config), SCHEDULES)
     for problem in _disagreements(config):
         raise UserError(problem)
     check_entropy_control(config)
-
-
-def _check_each_key(config: PPOConfig) -> None:
-    for key, names in CHOICES.items():
-        value = attrgetter(key)(config)
-        for name in value if isinstance(value, list) else [value]:
-            if name is not None and name not in names:
-                raise UserError(f"{key}={name} is unknown; choose one of: {', '.join(names)}")
-    for key, (least, most) in RANGES.items():
-        value = attrgetter(key)(config)
-        if value is not None and not least <= value <= most:
-            bounds = f"at least {least}" if most == math.inf else f"between {least} and {most}"
-            raise UserError(f"{key}={value} makes no sense; it has to be {bounds}")
-    for key in ABOVE_ZERO:
-        value = attrgetter(key)(config)
-        if not value > 0:
-            raise UserError(f"{key}={value} makes no sense; it has to be more than 0")
-    for key in (f"{ACTOR}.optim.warmup_style", "critic.optim.warmup_style"):
-        resolve_choice(key, attrgetter(key)(config), SCHEDULES)
-    for key in (f"{ACTOR}.optim.betas", "critic.optim.betas"):
-        betas = attrgetter(key)(config)
-        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-            raise UserError(
-                f"{key}={betas} makes no sense; give two numbers from 0 to below 1, such as "
-                "[0.9,0.999]"
-            )
 
 
 def _disagreements(config: PPOConfig) -> Iterator[str]:
@@ -136,8 +114,6 @@ def _algorithm_problems(config: PPOConfig) -> Iterator[str]:
             f"{ACTOR}.loss_agg_mode={asked} has no effect with policy_loss.loss_mode={mode}, which "
             f"is defined with {reduction}; leave it unset"
         )
-    if actor.clip_ratio_c <= 1:
-        yield f"{ACTOR}.clip_ratio_c={actor.clip_ratio_c} would clip every step; use more than 1"
     yield from _correction_problems(config.algorithm)
 
 

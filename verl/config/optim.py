@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from verl.config.fields import setting
+from verl.utils.lr_schedules import SCHEDULES
 
 
 @dataclass
 class OptimConfig:
     """AdamW with warm-up and a constant or cosine schedule."""
 
-    lr: float = 1e-6  # learning rate after the warm-up
-    lr_warmup_steps: int = -1  # training steps; -1: use lr_warmup_steps_ratio
-    lr_warmup_steps_ratio: float = 0.0  # share of the training steps
-    min_lr_ratio: float = 0.0  # the cosine schedule ends at lr * min_lr_ratio
-    num_cycles: float = 0.5  # half waves of the cosine; 0.5 falls once from lr to the minimum
-    # what follows the warm-up: constant | cosine, or the import path of your own,
-    # package.module:function
-    warmup_style: str = "constant"
-    weight_decay: float = 0.01  # decoupled, as in AdamW
-    # AdamW's averaging of gradients and squares
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    grad_clip: float = 1.0  # maximum gradient norm
+    lr: float = setting(1e-6, "learning rate after the warm-up", above=0)
+    lr_warmup_steps: int = setting(-1, "training steps; -1: use lr_warmup_steps_ratio", least=-1)
+    lr_warmup_steps_ratio: float = setting(0.0, "share of the training steps", least=0, most=1)
+    min_lr_ratio: float = setting(
+        0.0, "the cosine schedule ends at lr * min_lr_ratio", least=0, most=1
+    )
+    num_cycles: float = setting(
+        0.5, "half waves of the cosine; 0.5 falls once from lr to the minimum", least=0
+    )
+    warmup_style: str = setting(
+        "constant",
+        "what follows the warm-up",
+        choices=SCHEDULES,
+        open=True,
+    )
+    weight_decay: float = setting(0.01, "decoupled, as in AdamW", least=0)
+    betas: list[float] = setting(
+        [0.9, 0.999], "AdamW's averaging of gradients and squares", least=0, below=1, length=2
+    )
+    grad_clip: float = setting(1.0, "maximum gradient norm", above=0)

@@ -12,55 +12,93 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from verl.config.fields import check_fields, setting
 from verl.config.model import FSDPConfig, MicroBatchConfig, ModelConfig
 from verl.config.optim import OptimConfig
-from verl.config.trainer import RayConfig
+from verl.config.trainer import DEVICES, RESUME_MODES, RayConfig
 from verl.utils.errors import UserError
+from verl.utils.importing import resolve_choice
+from verl.utils.lr_schedules import SCHEDULES
+from verl.utils.tracker_backends import TRACKERS
+from verl.utils.tracking import tracker_class
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "trainer" / "config"
 
 
 @dataclass
 class SFTModelConfig(ModelConfig):
-    init: str = "pretrained"  # random: the architecture of config.json with fresh weights
+    init: str = setting(
+        "pretrained",
+        "random: the architecture of config.json with fresh weights",
+        choices=("pretrained", "random"),
+    )
 
 
 @dataclass
 class SFTDataConfig:
     """Conversations: a file of rows (jsonl, json or parquet), each with a list of messages."""
 
-    train_files: list[str] = MISSING
-    val_files: list[str] = field(default_factory=list)
-    messages_key: str = "messages"  # holds [{"role": .., "content": ..}, ..]
-    prompt_weight: float = 0.0  # loss weight of tokens outside the replies, which weigh 1
-    label_smoothing: float = 0.0  # share of each target that is spread over the vocabulary
-    augment: str | None = None  # import path of f(messages, rng) -> messages; anew every epoch
-    max_length: int = 2048  # tokens of a conversation
-    truncation: str = "error"  # what a longer one meets: error, or right (its end is cut off)
-    train_batch_size: int = 32  # conversations an optimiser step
+    train_files: list[str] = setting(MISSING, "what is learned from")
+    val_files: list[str] = setting([], "what the loss is measured on")
+    messages_key: str = setting("messages", 'the column with [{"role": .., "content": ..}, ..]')
+    prompt_weight: float = setting(
+        0.0, "loss weight of tokens outside the replies, which weigh 1", least=0
+    )
+    label_smoothing: float = setting(
+        0.0, "share of each target that is spread over the vocabulary", least=0, below=1
+    )
+    augment: str | None = setting(
+        None, "import path of f(messages, rng) -> messages; anew every epoch"
+    )
+    max_length: int = setting(2048, "tokens of a conversation", least=2)
+    truncation: str = setting(
+        "error",
+        "what a longer one meets: error, or right (its end is cut off)",
+        choices=("error", "right"),
+    )
+    train_batch_size: int = setting(32, "conversations an optimiser step", least=1)
     micro_batch: MicroBatchConfig = field(default_factory=MicroBatchConfig)
 
 
 @dataclass
 class SFTRunConfig:
-    device: str = "auto"  # auto | cuda | cpu
-    total_epochs: int = 3  # the learning-rate schedule is planned over these
-    stop_after_epochs: int | None = None  # stop earlier than planned
-    project_name: str = "sft"
-    experiment_name: str = "run"
-    # console | file | tensorboard | wandb | import path of a tracker of your own
-    logger: list[str] = field(default_factory=lambda: ["console", "file"])
-    nnodes: int = 1
-    n_gpus_per_node: int = 1  # training workers a node; on a CPU: processes
-    seed: int = 0
-    save_freq: int = -1  # steps; a checkpoint is always written at the end
-    test_freq: int = -1  # steps between losses on data.val_files; always measured at the end
-    resume_mode: str = "auto"  # auto | disable | resume_path
-    resume_from_path: str | None = None
-    max_actor_ckpt_to_keep: int | None = None  # keep the newest N checkpoints; None: all
-    default_local_dir: str = "runs/${trainer.project_name}/${trainer.experiment_name}"
-    export_dir: str = "${trainer.default_local_dir}/model"  # a Hugging Face folder
-    cpu_threads_per_worker: int = 1
+    device: str = setting(
+        "auto", "where the model is trained; auto: cuda where there is one", choices=DEVICES
+    )
+    total_epochs: int = setting(3, "the learning-rate schedule is planned over these", least=1)
+    stop_after_epochs: int | None = setting(None, "stop earlier than planned", least=1)
+    project_name: str = setting("sft", "folder and tracker project")
+    experiment_name: str = setting("run", "folder and tracker run")
+    logger: list[str] = setting(
+        ["console", "file"],
+        "trackers: where metrics go",
+        choices=TRACKERS,
+        open=True,
+    )
+    nnodes: int = setting(1, "machines of the Ray cluster", least=1)
+    n_gpus_per_node: int = setting(1, "training workers a node; on a CPU: processes", least=1)
+    seed: int = setting(0, "of shuffling, augmentation and initialisation", least=0)
+    save_freq: int = setting(-1, "steps; a checkpoint is always written at the end", least=-1)
+    test_freq: int = setting(
+        -1, "steps between losses on data.val_files; always measured at the end", least=-1
+    )
+    resume_mode: str = setting(
+        "auto",
+        "auto: from the newest checkpoint of the run folder; resume_path: from resume_from_path",
+        choices=RESUME_MODES,
+    )
+    resume_from_path: str | None = setting(None, "resume_path: a folder global_step_<n>")
+    max_actor_ckpt_to_keep: int | None = setting(
+        None, "keep the newest N checkpoints; None: all", least=1
+    )
+    default_local_dir: str = setting(
+        "runs/${trainer.project_name}/${trainer.experiment_name}",
+        "run folder: configuration, metrics, checkpoints",
+    )
+    export_dir: str = setting(
+        "${trainer.default_local_dir}/model", "where the model ends up, a Hugging Face folder"
+    )
+    cpu_threads_per_worker: int = setting(1, "torch threads of each worker", least=1)
 
 
 @dataclass
@@ -108,45 +146,17 @@ def last_epoch(run: SFTRunConfig) -> int:
 
 def check_sft_config(config: SFTConfig) -> None:
     """Raises UserError on a value that no run could use."""
-    data, run = config.data, config.trainer
-    _one_of("model.init", config.model.init, ("pretrained", "random"))
+    check_fields(config)
+    resolve_choice("optim.warmup_style", config.optim.warmup_style, SCHEDULES)
+    for name in config.trainer.logger:
+        tracker_class(name)
     if config.model.init == "random" and config.model.lora_rank > 0:
         raise UserError(
             f"model.lora_rank={config.model.lora_rank} would train adapters on random weights; "
             "set model.lora_rank=0 or model.init=pretrained"
         )
-    _one_of("data.truncation", data.truncation, ("error", "right"))
-    _one_of("trainer.device", run.device, ("auto", "cuda", "cpu"))
-    _one_of("trainer.resume_mode", run.resume_mode, ("auto", "disable", "resume_path"))
-    at_least_1 = {
-        "data.train_batch_size": data.train_batch_size,
-        "trainer.total_epochs": run.total_epochs,
-        "trainer.stop_after_epochs": last_epoch(run),
-        "trainer.n_gpus_per_node": run.n_gpus_per_node,
-        "trainer.nnodes": run.nnodes,
-    }
-    for key, value in at_least_1.items():
-        if value < 1:
-            raise UserError(f"{key}={value} must be at least 1")
-    if data.max_length < 2:
-        raise UserError(
-            f"data.max_length={data.max_length} leaves nothing to predict; use 2 or more"
-        )
-    if data.prompt_weight < 0:
-        raise UserError(
-            f"data.prompt_weight={data.prompt_weight} must not be negative; 0 ignores prompts"
-        )
-    if not 0 <= data.label_smoothing < 1:
-        raise UserError(
-            f"data.label_smoothing={data.label_smoothing} is a share: 0 (off) up to below 1"
-        )
-    if not data.train_files:
+    if not config.data.train_files:
         raise UserError("data.train_files is empty; name at least one file of conversations")
-
-
-def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UserError(f"{key}={value!r} is unknown; use one of {', '.join(choices)}")
 
 
 def _reason(error: Exception) -> str:

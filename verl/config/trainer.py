@@ -5,56 +5,98 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from verl.config.fields import setting
+from verl.utils.tracker_backends import TRACKERS
+
+DEVICES = ("auto", "cuda", "cpu")
+RESUME_MODES = ("auto", "disable", "resume_path")
+
 
 @dataclass
 class ValidationConfig:
     """What one validation measures, on every task set of `env.val`."""
 
-    # sampled: rollout.val_kwargs; greedy
-    modes: list[str] = field(default_factory=lambda: ["sampled"])
-    episodes_per_task: int = 1  # episodes of each task, averaged
+    modes: list[str] = setting(
+        ["sampled"],
+        "sampled: with rollout.val_kwargs; greedy: the likeliest tokens",
+        choices=("sampled", "greedy"),
+    )
+    episodes_per_task: int = setting(1, "episodes of each task, averaged", least=1)
 
 
 @dataclass
 class RunConfig:
-    device: str = "auto"  # auto | cuda | cpu
-    # training steps when total_training_steps is null: one task batch a step
-    total_epochs: int = 30
-    total_training_steps: int | None = None  # training steps; wins over total_epochs
-    project_name: str = "epo"  # folder and tracker project
-    experiment_name: str = "run"  # folder and tracker run
-    # console | file | tensorboard | wandb | import path of a tracker of your own
-    logger: list[str] = field(default_factory=lambda: ["console", "file"])
-    nnodes: int = 1  # machines of the Ray cluster
-    n_gpus_per_node: int = 1  # training workers a node; on a CPU: processes
-    seed: int = 0  # of shuffling, sampling and initialisation
-    save_freq: int = -1  # steps; a checkpoint is always written at the end
-    test_freq: int = -1  # steps
-    val_before_train: bool = True  # validate the policy as it comes
-    val_after_train: bool = True  # validate after the last step
-    val_only: bool = False  # validate and stop
+    device: str = setting(
+        "auto",
+        "where models are trained and sampled from; auto: cuda where there is one",
+        choices=DEVICES,
+    )
+    total_epochs: int = setting(
+        30, "training steps when total_training_steps is null: one task batch a step", least=1
+    )
+    total_training_steps: int | None = setting(
+        None, "training steps; wins over total_epochs", least=1
+    )
+    project_name: str = setting("epo", "folder and tracker project")
+    experiment_name: str = setting("run", "folder and tracker run")
+    logger: list[str] = setting(
+        ["console", "file"],
+        "trackers: where metrics go",
+        choices=TRACKERS,
+        open=True,
+    )
+    nnodes: int = setting(1, "machines of the Ray cluster", least=1)
+    n_gpus_per_node: int = setting(1, "training workers a node; on a CPU: processes", least=1)
+    seed: int = setting(0, "of shuffling, sampling and initialisation", least=0)
+    save_freq: int = setting(-1, "steps; a checkpoint is always written at the end", least=-1)
+    test_freq: int = setting(-1, "steps", least=-1)
+    val_before_train: bool = setting(True, "validate the policy as it comes")
+    val_after_train: bool = setting(True, "validate after the last step")
+    val_only: bool = setting(False, "validate and stop")
     validation: ValidationConfig = field(default_factory=ValidationConfig)
-    # 1: the next rollout runs while this one is trained on, by weights one step old; 0: on-policy
-    async_steps: int = 0
-    critic_warmup: int = 0  # steps in which only the critic is trained
-    resume_mode: str = "auto"  # auto | disable | resume_path
-    resume_from_path: str | None = None  # resume_path: a folder global_step_<n>
-    max_actor_ckpt_to_keep: int | None = None  # keep the newest N checkpoints; None: all
-    # run folder: configuration, metrics, rollouts, curves, checkpoints
-    default_local_dir: str = "runs/${trainer.project_name}/${trainer.experiment_name}"
-    balance_batch: bool = True  # spread tokens evenly over the ranks
-    rollout_data_dir: str | None = "${trainer.default_local_dir}/rollouts"  # null: keep no rollouts
-    log_val_generations: int = 8  # trajectories a validation sends to the trackers
-    # metric training/entropy_above_share: share of tokens whose entropy (nats) is above this
-    log_entropy_above: float | None = None
-    cpu_threads_per_worker: int = 1  # torch threads of each worker
+    async_steps: int = setting(
+        0,
+        "1: the next rollout runs while this one is trained on, by weights one step old; "
+        "0: on-policy",
+        least=0,
+        most=1,
+    )
+    critic_warmup: int = setting(0, "steps in which only the critic is trained", least=0)
+    resume_mode: str = setting(
+        "auto",
+        "auto: from the newest checkpoint of the run folder; resume_path: from resume_from_path",
+        choices=RESUME_MODES,
+    )
+    resume_from_path: str | None = setting(None, "resume_path: a folder global_step_<n>")
+    max_actor_ckpt_to_keep: int | None = setting(
+        None, "keep the newest N checkpoints; None: all", least=1
+    )
+    default_local_dir: str = setting(
+        "runs/${trainer.project_name}/${trainer.experiment_name}",
+        "run folder: configuration, metrics, rollouts, curves, checkpoints",
+    )
+    balance_batch: bool = setting(True, "spread tokens evenly over the ranks")
+    rollout_data_dir: str | None = setting(
+        "${trainer.default_local_dir}/rollouts", "null: keep no rollouts"
+    )
+    log_val_generations: int = setting(
+        8, "trajectories a validation sends to the trackers", least=0
+    )
+    log_entropy_above: float | None = setting(
+        None,
+        "metric training/entropy_above_share: share of tokens whose entropy (nats) is above this",
+        least=0,
+    )
+    cpu_threads_per_worker: int = setting(1, "torch threads of each worker", least=1)
 
 
 @dataclass
 class RayInitConfig:
-    address: str | None = None  # an existing cluster; null: start one here
-    num_cpus: int | None = None  # logical CPUs of a cluster started here; default: enough
-    runtime_env: dict[str, Any] = field(default_factory=dict)  # Ray's runtime environment
+    address: str | None = setting(None, "an existing cluster; null: start one here")
+    num_cpus: int | None = setting(
+        None, "logical CPUs of a cluster started here; default: enough", least=1
+    )
+    runtime_env: dict[str, Any] = setting({}, "Ray's runtime environment")
 
 
 @dataclass

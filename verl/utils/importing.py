@@ -25,7 +25,7 @@ def resolve_choice(key: str, choice: str, built_in: Mapping[str, Any]) -> Any:
     if ":" in choice:
         return load_object(choice)
     raise UserError(
-        f"{key}={choice} is unknown; available: {', '.join(sorted(built_in))}, or an import path "
+        f"{key}={choice} is unknown; available: {', '.join(built_in)}, or an import path "
         "of your own, package.module:object"
     )
 

@@ -524,16 +524,6 @@ def test_bad_settings_are_refused(name, options, message):
         EnvPool(name, options, PoolConfig())
 
 
-def test_a_pool_without_slots_is_refused(make_pool):
-    with pytest.raises(ValueError, match="slots_per_worker=0"):
-        make_pool(slots=0)
-
-
-def test_a_memory_cap_of_nothing_is_refused(make_pool):
-    with pytest.raises(ValueError, match="max_memory_mb=0; a process needs memory"):
-        make_pool(max_memory_mb=0)
-
-
 def is_gone(pid):
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE

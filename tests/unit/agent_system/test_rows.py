@@ -141,11 +141,6 @@ def test_trajectories_without_turns_give_no_row():
     assert batch.non_tensor_batch["traj_uid"].tolist() == ["g0/1"]
 
 
-def test_unknown_context_names_the_choices():
-    with pytest.raises(ValueError, match="'turns'; available: trajectory, turn"):
-        to_data_proto([one_turn()], pad_token_id=PAD, context_kind="turns")
-
-
 def test_a_turn_that_dropped_history_starts_a_row():
     turns = [
         *two_turns().turns,

@@ -83,8 +83,3 @@ def test_an_environment_with_few_commands_can_list_them():
     observation = Observation("A room.", ("open jar", "go hall"))
     assert listing.next(observation).endswith("Commands accepted now:\nopen jar\ngo hall")
     assert "Commands accepted" not in prompts().next(observation)
-
-
-def test_an_unknown_format_is_refused():
-    with pytest.raises(ValueError, match="available: think_action, plain"):
-        prompts("json")

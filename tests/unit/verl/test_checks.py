@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from functools import cache
-from operator import attrgetter
 
 import pytest
 
 from verl.config import machine as machine_module
 from verl.config.checks import TOKEN_LIMITS, check_values
 from verl.config.compose import compose_config
-from verl.config.limits import ABOVE_ZERO, CHOICES, RANGES
 from verl.config.machine import Machine, check_machine
 from verl.utils.errors import UserError
 
@@ -28,15 +25,6 @@ def config(*overrides, preset="ppo_trainer"):
     return compose_config(["actor_rollout_ref.model.path=m", *mini, *overrides], preset)[1]
 
 
-def with_value(key, value):
-    """The default configuration with one value changed after composing."""
-    changed = deepcopy(config())
-    parent, _, name = key.rpartition(".")
-    assert hasattr(attrgetter(parent)(changed), name)
-    setattr(attrgetter(parent)(changed), name, value)
-    return changed
-
-
 @pytest.mark.parametrize("preset", ["ppo_trainer", "launch", "quickstart", "smollm2"])
 def test_presets_pass(preset):
     model = "actor_rollout_ref.model.path=m"
@@ -48,33 +36,6 @@ def test_presets_pass(preset):
 @pytest.mark.parametrize("epo", ["off", "sciworld", "alfworld", "two_sided", "published"])
 def test_combinations_of_presets_pass(algo, epo):
     assert check_values(config(f"algo={algo}", f"epo={epo}", "data.train_batch_size=64")) is None
-
-
-@pytest.mark.parametrize("key", CHOICES)
-def test_unknown_names_are_refused_with_the_choices(key):
-    is_list = isinstance(attrgetter(key)(config()), list)
-    with pytest.raises(UserError, match=f"{key}=nonsense is unknown.*{CHOICES[key][0]}"):
-        check_values(with_value(key, ["nonsense"] if is_list else "nonsense"))
-
-
-@pytest.mark.parametrize("key", RANGES)
-def test_values_below_the_range_are_refused(key):
-    with pytest.raises(UserError, match=f"{key}=-3.* makes no sense; it has to be"):
-        check_values(with_value(key, -3))
-
-
-@pytest.mark.parametrize("key", ABOVE_ZERO)
-@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
-def test_rates_and_norms_have_to_be_above_zero(key, value):
-    with pytest.raises(UserError, match=f"{key}={value} makes no sense; it has to be more than 0"):
-        check_values(with_value(key, value))
-
-
-@pytest.mark.parametrize("key", [f"{ACTOR}.optim.betas", "critic.optim.betas"])
-@pytest.mark.parametrize("betas", [[0.9], [0.9, 0.99, 0.999], [0.9, 1.0], [-0.1, 0.9]])
-def test_betas_are_two_numbers_below_one(key, betas):
-    with pytest.raises(UserError, match=rf"{key}=\[.*give two numbers from 0 to below 1"):
-        check_values(with_value(key, betas))
 
 
 @pytest.mark.parametrize(("switch", "limit"), TOKEN_LIMITS.items())
@@ -133,7 +94,8 @@ def test_a_token_limit_holds_the_longest_row(switch, limit):
         ),
         (["trainer.logger=[console,wandbb]"], "trainer.logger=wandbb is unknown; .*tensorboard"),
         (["trainer.logger=[file,no_such.mod:Mine]"], "cannot load 'no_such.mod:Mine'"),
-        (["epo=sciworld", "epo.penalty=abs"], "unknown epo.penalty 'abs'"),
+        (["epo=sciworld", "epo.penalty=abs"], "epo.penalty=abs is unknown; available: relu"),
+        (["trainer.seed=-1"], "trainer.seed=-1 makes no sense; it has to be at least 0"),
         (["epo=sciworld", "epo.kappa_l=3"], "kappa_l=3.0 is above epo.kappa_r=2.0"),
     ],
 )

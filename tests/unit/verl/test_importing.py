@@ -20,7 +20,7 @@ def test_an_import_path_is_the_object_there():
 
 
 def test_an_unknown_name_is_refused_with_the_names_there_are():
-    with pytest.raises(UserError, match=r"a\.key=rot is unknown; available: late, root, or an"):
+    with pytest.raises(UserError, match=r"a\.key=rot is unknown; available: root, late, or an"):
         resolve_choice("a.key", "rot", BUILT_IN)
 
 
