@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from tensordict import TensorDict
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from epo.config import EPOConfig
@@ -23,19 +24,19 @@ from verl.algorithms.entropy_control import EntropyRegularizer, StepContext
 from verl.config.actor import ActorConfig
 from verl.config.model import FSDPConfig, ModelConfig
 from verl.config.optim import OptimConfig
-from verl.protocol import DataProto
 from verl.utils.logging import setup_logging
 from verl.workers.actor.dp_actor import DataParallelPPOActor
 from verl.workers.model_loading import load_causal_lm
 from verl.workers.runtime import WorkerRuntime
 from verl.workers.sharded_model import ShardedModel
+from verl.workers.update_context import UpdateContext
 
 logger = logging.getLogger("epo_overhead")
 
 ROWS, PROMPT, RESPONSE, TURN = 16, 48, 120, 12
 
 
-def mini_batch(vocab: int) -> DataProto:
+def mini_batch(vocab: int) -> tuple[TensorDict, UpdateContext]:
     """Trajectories of turns of `TURN` positions, half of them sampled tokens."""
     generator = torch.Generator().manual_seed(0)
     position = torch.arange(RESPONSE).expand(ROWS, -1)
@@ -52,8 +53,8 @@ def mini_batch(vocab: int) -> DataProto:
         "trajectory_weight": weight,
     }
     state = {"reference": 1.0, "lower": 0.5, "upper": 1.5, "beta": 1.5}
-    meta = {"temperature": 1.0, "step_context": StepContext(1, 10, state), **loss_normalizers(mask)}
-    return DataProto.from_single_dict(columns, meta_info=meta)
+    context = UpdateContext(StepContext(1, 10, state), **loss_normalizers(mask))
+    return TensorDict(columns, batch_size=[ROWS]), context
 
 
 def actor(path: str, regularizer: EntropyRegularizer | None) -> DataParallelPPOActor:
@@ -65,13 +66,13 @@ def actor(path: str, regularizer: EntropyRegularizer | None) -> DataParallelPPOA
         config.optim,
         total_steps=100,
     )
-    return DataParallelPPOActor(config, engine, regularizer=regularizer)
+    return DataParallelPPOActor(config, engine, temperature=1.0, regularizer=regularizer)
 
 
-def seconds(trained: DataParallelPPOActor, batch: DataProto) -> float:
+def seconds(trained: DataParallelPPOActor, batch: tuple[TensorDict, UpdateContext]) -> float:
     """CPU seconds: unlike the wall clock they do not count what else the machine does."""
     start = time.process_time()
-    trained.update_policy(batch.batch, batch.meta_info)
+    trained.update_policy(*batch)
     return time.process_time() - start
 
 

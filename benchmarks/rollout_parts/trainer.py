@@ -8,7 +8,7 @@ from verl.algorithms.entropy_control import StepContext
 from verl.config.model import MicroBatchConfig
 from verl.config.root import PPOConfig
 from verl.protocol import DataProto
-from verl.trainer.ppo.batching import mini_batches, worker_view
+from verl.trainer.ppo.batching import MiniBatches
 from verl.workers.actor.dp_actor import DataParallelPPOActor
 from verl.workers.model_loading import load_causal_lm
 from verl.workers.runtime import WorkerRuntime
@@ -28,7 +28,9 @@ class LocalTrainer:
             policy.actor.optim,
             total_steps=1,
         )
-        self._actor = DataParallelPPOActor(policy.actor, engine)
+        self._actor = DataParallelPPOActor(
+            policy.actor, engine, temperature=policy.rollout.temperature
+        )
 
     def log_probs(self, batch: DataProto) -> DataProto:
         """`batch` with `old_log_probs` and `entropys`, (R, T), of one forward."""
@@ -38,7 +40,7 @@ class LocalTrainer:
             rollout.log_prob_use_dynamic_bsz,
             rollout.log_prob_max_token_len_per_gpu,
         )
-        result = self._actor.compute_log_prob(batch.batch, cut, rollout.temperature)
+        result = self._actor.compute_log_prob(batch.batch, cut)
         return batch.union(
             DataProto.from_dict(
                 {"old_log_probs": result["log_probs"], "entropys": result["entropys"]}
@@ -47,10 +49,7 @@ class LocalTrainer:
 
     def update(self, batch: DataProto) -> None:
         """One pass over the rows in mini-batches; `batch` has `advantages`."""
-        batch.meta_info["temperature"] = self._config.actor_rollout_ref.rollout.temperature
-        batch.meta_info["step_context"] = StepContext(0, 1, {})
-        for mini_batch in mini_batches(
-            worker_view(batch), self._config.actor_rollout_ref.actor.ppo_mini_batch_size,
-            epochs=1, ranks=1, balance=False, rng=None, with_weights=False,
-        ):  # fmt: skip
-            self._actor.update_policy(mini_batch.batch, mini_batch.meta_info)
+        size = self._config.actor_rollout_ref.actor.ppo_mini_batch_size
+        how = MiniBatches(size, epochs=1, ranks=1, balance=False, seed=None, weighted=False)
+        for rows, context in how.cut(batch, StepContext(0, 1)):
+            self._actor.update_policy(rows.batch, context)

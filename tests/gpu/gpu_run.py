@@ -23,6 +23,7 @@ from verl.config.root import PPOConfig
 from verl.trainer.ppo.cluster import Workers, start_ray, start_workers
 from verl.workers.rollout.base import Generation
 from verl.workers.rollout.engines import build_engine
+from verl.workers.update_context import UpdateContext
 
 # Ray's workers cannot import a test's module by its name.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -110,7 +111,7 @@ def rows_of(token_ids: tuple[int, ...]) -> dict[str, torch.Tensor]:
 
 
 def trainer_log_probs(workers: Workers, generation: Generation) -> torch.Tensor:
-    data = DataProto.from_dict(rows_of(generation.token_ids), meta_info={"temperature": 1.0})
+    data = DataProto.from_dict(rows_of(generation.token_ids))
     log_probs = workers.actor.compute_log_prob(data).batch["old_log_probs"]
     return log_probs[0, : len(generation.token_ids)]
 
@@ -118,12 +119,10 @@ def trainer_log_probs(workers: Workers, generation: Generation) -> torch.Tensor:
 def train(workers: Workers, generation: Generation) -> None:
     """One large step away from this response."""
     rows = rows_of(generation.token_ids)
-    data = DataProto.from_dict(rows, meta_info={"temperature": 1.0})
-    mask = rows["response_mask"]
-    rows |= dict(workers.actor.compute_log_prob(data).batch.items())
+    rows |= dict(workers.actor.compute_log_prob(DataProto.from_dict(rows)).batch.items())
     rows["advantages"] = -torch.ones(ROWS, RESPONSE)
-    context = {"step_context": StepContext(0, 10), **loss_normalizers(mask)}
-    workers.actor.update_actor(DataProto.from_dict(rows, meta_info={"temperature": 1.0, **context}))
+    context = UpdateContext(StepContext(0, 10), **loss_normalizers(rows["response_mask"]))
+    workers.actor.update_actor(DataProto.from_dict(rows), context)
 
 
 def assert_in_sync(workers: Workers, version: int) -> list[Generation]:

@@ -31,7 +31,7 @@ def log_probs_with(policy_path: str, attention: str) -> torch.Tensor:
         rows["response_mask"] = rows["response_mask"].clone()
         rows["response_mask"][row, length:] = 0
         rows["attention_mask"][row, -RESPONSE:] = rows["response_mask"][row]
-    data = DataProto.from_dict(rows, meta_info={"temperature": 1.0})
+    data = DataProto.from_dict(rows)
     start_ray(config, "cuda")
     try:
         actor = start_trainers(config, resource_pool(config), None, 1)["actor"]

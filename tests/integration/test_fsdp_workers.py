@@ -3,7 +3,6 @@
 import asyncio
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import ray
 import torch
@@ -29,6 +28,7 @@ from verl.workers.fsdp_workers import CriticWorker, PolicyWorker
 from verl.workers.model_loading import load_causal_lm
 from verl.workers.rollout.engines import build_engine
 from verl.workers.runtime import WorkerRuntime
+from verl.workers.update_context import UpdateContext
 from verl.workers.weight_sync import LoraAdapter
 from verl.workers.weight_sync.client import RolloutClient
 from verl.workers.weight_sync.sync import TransferSync
@@ -74,7 +74,7 @@ def model_path(tmp_path_factory, write_policy):
 def actor_config(path, engine="hf", **model):
     return ActorRolloutRefConfig(
         model=ModelConfig(path=path, **model),
-        rollout=RolloutConfig(name=engine),
+        rollout=RolloutConfig(name=engine, temperature=TEMPERATURE),
         actor=ActorConfig(
             ppo_micro_batch_size_per_gpu=2,
             use_kl_loss=True,
@@ -132,23 +132,17 @@ def batch():
         "returns": torch.randn(R, T, generator=generator),
         "trajectory_weight": mask / mask.sum(),
     }
-    meta_info = {
-        "temperature": TEMPERATURE,
-        "step_context": StepContext(step=0, total_steps=10),
-        **loss_normalizers(mask),
-    }
-    return DataProto.from_dict(columns, meta_info=meta_info)
+    return DataProto.from_dict(columns)
 
 
-def metrics_of(result):
+def metrics_of(ranks):
     """The metrics of a step; every rank reports the same."""
-    merged = {}
-    for name, values in result.meta_info["metrics"].items():
-        values = np.atleast_1d(values)
-        if not name.startswith("perf/"):
-            assert np.array_equal(values, [values[0]] * len(values), equal_nan=True), name
-            merged[name] = float(values[0])
-    return merged
+    first, *others = [
+        {name: m.value for name, m in metrics.items() if not name.startswith("perf/")}
+        for metrics in ranks
+    ]
+    assert all(other == pytest.approx(first, rel=0, abs=0, nan_ok=True) for other in others)
+    return first
 
 
 def weights_of(workers):
@@ -165,14 +159,17 @@ def unpacked(update):
 def training_step(workers, batch):
     """Score, update both, advance the schedules; returns all that must not depend on the ranks."""
     actor, critic = workers["actor"], workers["critic"]
-    scored = DataProto.from_dict(dict(batch.batch.items()), meta_info=dict(batch.meta_info))
+    step = StepContext(step=0, total_steps=10)
+    context = UpdateContext(step, **loss_normalizers(batch.batch["response_mask"]))
+    scored = DataProto.from_dict(dict(batch.batch.items()))
     for result in (
         actor.compute_log_prob(batch),
         actor.compute_ref_log_prob(batch),
         critic.compute_values(batch),
     ):
         scored = scored.union(result)
-    metrics = metrics_of(critic.update_critic(scored)) | metrics_of(actor.update_actor(scored))
+    metrics = metrics_of(critic.update_critic(scored, context))
+    metrics |= metrics_of(actor.update_actor(scored, context))
     metrics["lr"] = actor.step_lr()[0]
     critic.step_lr()
     columns = ("old_log_probs", "entropys", "ref_log_prob", "values")
@@ -230,10 +227,7 @@ def test_one_rank_and_two_ranks_train_alike_and_share_checkpoints(
 
 def test_a_broken_batch_is_skipped_on_all_ranks(two, batch):
     before = weights_of(two)
-    broken = DataProto.from_dict(
-        {name: column.clone() for name, column in batch.batch.items()},
-        meta_info=dict(batch.meta_info),
-    )
+    broken = DataProto.from_dict({name: column.clone() for name, column in batch.batch.items()})
     broken.batch["advantages"][0, 0] = float("nan")  # on rank 0 alone
     _, metrics = training_step(two, broken)
     assert metrics["actor/skipped_steps"] == 1.0
@@ -266,7 +260,7 @@ def test_published_weights_are_sampled_from(two, batch, model_path):
         "attention_mask": torch.cat([torch.ones(2, P, dtype=torch.long), mask], dim=-1),
         "response_mask": mask,
     }
-    data = DataProto.from_dict(rows, meta_info={"temperature": TEMPERATURE})
+    data = DataProto.from_dict(rows)
     log_probs = two["actor"].compute_log_prob(data).batch["old_log_probs"][0, :count]
     torch.testing.assert_close(torch.tensor(fresh.log_probs), log_probs, atol=1e-4, rtol=0)
 

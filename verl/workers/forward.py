@@ -98,7 +98,9 @@ def head_input(model: PreTrainedModel, choose: Callable[[Tensor], Tensor]) -> It
     So logits exist only where they are used: a head over 150,000 words costs more memory than the
     rest of the model. A hook, because it works inside FSDP, LoRA and gradient checkpointing.
     """
-    handle = model.get_output_embeddings().register_forward_pre_hook(
+    head = model.get_output_embeddings()
+    assert head is not None, f"{type(model).__name__} has no output head"
+    handle = head.register_forward_pre_hook(
         lambda module, arguments: (choose(arguments[0]), *arguments[1:])
     )
     try:

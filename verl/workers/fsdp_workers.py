@@ -20,6 +20,7 @@ from verl.protocol import DataProto
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.single_controller.base.worker import Worker
 from verl.utils.logging import setup_logging
+from verl.utils.metrics import Metric
 from verl.workers.actor.dp_actor import DataParallelPPOActor
 from verl.workers.actor.reference import ReferencePolicy
 from verl.workers.critic.dp_critic import DataParallelPPOCritic
@@ -34,6 +35,7 @@ from verl.workers.model_loading import (
 from verl.workers.passes import measure
 from verl.workers.runtime import WorkerRuntime
 from verl.workers.sharded_model import ShardedModel
+from verl.workers.update_context import UpdateContext
 from verl.workers.weight_sync import (
     LoraAdapter,
     WeightUpdate,
@@ -108,6 +110,7 @@ class PolicyWorker(TrainingWorker):
         self._actor = DataParallelPPOActor(
             actor,
             self._sharded,
+            temperature=self._config.rollout.temperature,
             packed=self._packed,
             regularizer=self._regularizer,
             reference=self._reference,
@@ -115,24 +118,22 @@ class PolicyWorker(TrainingWorker):
 
     @register(dispatch_mode=Dispatch.DP_COMPUTE_PROTO)
     def compute_log_prob(self, data: DataProto) -> DataProto:
-        """`old_log_probs` and `entropys`, (R, T), of one forward; `meta_info`: temperature."""
+        """`old_log_probs` and `entropys`, (R, T), of one forward."""
         rollout = self._config.rollout
         micro_batch = MicroBatchConfig(
             rollout.log_prob_micro_batch_size_per_gpu,
             rollout.log_prob_use_dynamic_bsz,
             rollout.log_prob_max_token_len_per_gpu,
         )
-        result = self._actor.compute_log_prob(
-            data.batch, micro_batch, data.meta_info["temperature"]
-        )
+        result = self._actor.compute_log_prob(data.batch, micro_batch)
         return DataProto.from_dict(
             {"old_log_probs": result["log_probs"], "entropys": result["entropys"]}
         )
 
     @register(dispatch_mode=Dispatch.DP_COMPUTE_PROTO)
     def compute_ref_log_prob(self, data: DataProto) -> DataProto:
-        """`ref_log_prob`, (R, T); `meta_info`: temperature."""
-        ref = self._config.ref
+        """`ref_log_prob`, (R, T)."""
+        ref, temperature = self._config.ref, self._config.rollout.temperature
         micro_batch = MicroBatchConfig(
             ref.log_prob_micro_batch_size_per_gpu,
             ref.log_prob_use_dynamic_bsz,
@@ -141,17 +142,16 @@ class PolicyWorker(TrainingWorker):
 
         def forward(inputs: ForwardInputs) -> dict[str, torch.Tensor]:
             logits_NV = self._reference.logits(inputs)
-            statistics = policy_statistics(logits_NV, inputs, data.meta_info["temperature"])
+            statistics = policy_statistics(logits_NV, inputs, temperature)
             return {"ref_log_prob": statistics.log_prob_N}
 
         sharded = self._reference.sharded
         return DataProto.from_dict(measure(sharded, data.batch, micro_batch, self._packed, forward))
 
-    @register(dispatch_mode=Dispatch.DP_COMPUTE_PROTO)
-    def update_actor(self, data: DataProto) -> DataProto:
+    @register(dispatch_mode=Dispatch.DP_COMPUTE_METRIC)
+    def update_actor(self, data: DataProto, context: UpdateContext) -> dict[str, Metric]:
         """One optimiser step on a mini-batch; see `DataParallelPPOActor.update_policy`."""
-        metrics = self._actor.update_policy(data.batch, data.meta_info)
-        return DataProto(meta_info={"metrics": metrics})
+        return self._actor.update_policy(data.batch, context)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def publish_weights(self, version: int) -> list[Any]:
@@ -244,8 +244,7 @@ class CriticWorker(TrainingWorker):
         """`values`, (R, T): of the state before each response token."""
         return DataProto.from_dict({"values": self._critic.compute_values(data.batch)})
 
-    @register(dispatch_mode=Dispatch.DP_COMPUTE_PROTO)
-    def update_critic(self, data: DataProto) -> DataProto:
+    @register(dispatch_mode=Dispatch.DP_COMPUTE_METRIC)
+    def update_critic(self, data: DataProto, context: UpdateContext) -> dict[str, Metric]:
         """One optimiser step on a mini-batch; see `DataParallelPPOCritic.update_critic`."""
-        metrics = self._critic.update_critic(data.batch, data.meta_info)
-        return DataProto(meta_info={"metrics": metrics})
+        return self._critic.update_critic(data.batch, context)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from verl.config.model import MicroBatchConfig
 from verl.protocol.columns import LAYOUT_COLUMNS
+from verl.utils.metrics import Max, Mean, Metric, Sum
 from verl.workers.forward import ForwardInputs, forward_inputs
 from verl.workers.micro_batch import micro_batch_rows
 from verl.workers.sharded_model import ShardedModel
@@ -62,8 +63,8 @@ def learn(
     packed: bool,
     loss_of: Callable[[MicroBatch], LossOutput],
     prefix: str,
-) -> dict[str, float]:
-    """One optimiser step on a mini-batch. Returns its metrics, equal on all ranks.
+) -> dict[str, Metric]:
+    """One optimiser step on a mini-batch. Returns its metrics, equal on all ranks (but memory).
 
     `prefix` (actor, critic) names `grad_norm` and `skipped_steps`.
     """
@@ -75,10 +76,10 @@ def learn(
         for name, value in output.metrics.items():
             totals[name] += float(value)
     step = sharded.optimizer_step()
+    losses = sum_over_ranks(totals, sharded) | {f"{prefix}/grad_norm": step.grad_norm}
     return {
-        **sum_over_ranks(totals, sharded),
-        f"{prefix}/grad_norm": step.grad_norm,
-        f"{prefix}/skipped_steps": float(step.skipped),
+        **{name: Mean(value) for name, value in losses.items()},
+        f"{prefix}/skipped_steps": Sum(float(step.skipped)),
         **memory_metrics(sharded.device),
     }
 
@@ -108,8 +109,8 @@ def sum_over_ranks(totals: Mapping[str, float], sharded: ShardedModel) -> dict[s
     return dict(zip(names, values.tolist(), strict=True))
 
 
-def memory_metrics(device: torch.device) -> dict[str, float]:
+def memory_metrics(device: torch.device) -> dict[str, Metric]:
     """This process's memory in GiB: the peak on a GPU, what is resident on a CPU."""
     if device.type == "cuda":
-        return {"perf/max_memory_allocated_gb": torch.cuda.max_memory_allocated() / 2**30}
-    return {"perf/cpu_rss_gb": psutil.Process().memory_info().rss / 2**30}
+        return {"perf/max_memory_allocated_gb": Max(torch.cuda.max_memory_allocated() / 2**30)}
+    return {"perf/cpu_rss_gb": Mean(psutil.Process().memory_info().rss / 2**30)}

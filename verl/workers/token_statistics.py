@@ -59,7 +59,8 @@ class _LogProbEntropy(torch.autograd.Function):
         return log_prob_N, entropy_N
 
     @staticmethod
-    def backward(ctx, grad_log_prob_N: Tensor | None, grad_entropy_N: Tensor | None):
+    def backward(ctx, *grad_outputs: Tensor | None):
+        grad_log_prob_N, grad_entropy_N = grad_outputs
         logits_NV, target_N, log_norm_N, entropy_N = ctx.saved_tensors
         grad_NV = torch.empty_like(logits_NV)
         for part in _slices(logits_NV):

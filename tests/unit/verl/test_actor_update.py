@@ -1,5 +1,6 @@
 """The actor's loss, its gradients and its step, on one rank with a tiny model. R 6 rows, T 5."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -14,11 +15,13 @@ from verl.config.model import FSDPConfig, MicroBatchConfig, ModelConfig
 from verl.config.optim import OptimConfig
 from verl.trainer.ppo.core_algos import compute_policy_loss_vanilla
 from verl.utils.errors import UserError
+from verl.utils.metrics import reduced
 from verl.workers.actor.dp_actor import DataParallelPPOActor
 from verl.workers.actor.reference import ReferencePolicy
 from verl.workers.forward import forward_inputs, policy_forward
 from verl.workers.model_loading import load_causal_lm
 from verl.workers.sharded_model import ShardedModel
+from verl.workers.update_context import UpdateContext
 
 P, T = 4, 5
 ACTIVE = [5, 3, 4, 1, 5, 2]
@@ -50,10 +53,18 @@ def make_batch(extra_padding_rows=0):
     )
 
 
-def meta_info(batch):
-    context = StepContext(step=2, total_steps=9)
-    normalizers = loss_normalizers(batch["response_mask"])
-    return {"temperature": TEMPERATURE, "step_context": context, **normalizers}
+def context_of(batch):
+    step = StepContext(step=2, total_steps=9)
+    return UpdateContext(step, **loss_normalizers(batch["response_mask"]))
+
+
+def make_actor(config, engine, **options):
+    return DataParallelPPOActor(config, engine, temperature=TEMPERATURE, **options)
+
+
+def update(actor, batch, context=None):
+    """One optimiser step; the metrics as numbers."""
+    return reduced([actor.update_policy(batch, context or context_of(batch))])
 
 
 def gradients_of(actor, engine, batch):
@@ -67,7 +78,7 @@ def gradients_of(actor, engine, batch):
         return original()
 
     original, engine.optimizer_step = engine.optimizer_step, catch
-    metrics = actor.update_policy(batch, meta_info(batch))
+    metrics = update(actor, batch)
     return caught, metrics
 
 
@@ -102,9 +113,7 @@ def test_micro_batches_change_neither_gradients_nor_metrics(
     def run(**options):
         engine = make_engine(tiny_model_path, single_rank)
         regularizer = Entropy() if plugin else None
-        actor = DataParallelPPOActor(
-            ActorConfig(**FULL, **options), engine, regularizer=regularizer
-        )
+        actor = make_actor(ActorConfig(**FULL, **options), engine, regularizer=regularizer)
         return gradients_of(actor, engine, make_batch())
 
     want, want_metrics = run()
@@ -120,7 +129,7 @@ def test_micro_batches_change_neither_gradients_nor_metrics(
 @pytest.mark.parametrize("packed", [False, True])
 def test_packing_changes_no_gradient(tiny_model_path, single_rank, packed):
     engine = make_engine(tiny_model_path, single_rank)
-    actor = DataParallelPPOActor(ActorConfig(), engine, packed=packed)
+    actor = make_actor(ActorConfig(), engine, packed=packed)
     got, _ = gradients_of(actor, engine, make_batch())
     plain = load_causal_lm(ModelConfig(path=tiny_model_path), torch.float32)
     batch = make_batch()
@@ -145,8 +154,8 @@ def pg_loss(batch, log_prob):
 def test_without_a_plugin_the_step_is_bit_identical_to_plain_ppo(tiny_model_path, single_rank):
     engine = make_engine(tiny_model_path, single_rank)
     batch = make_batch()
-    actor = DataParallelPPOActor(ActorConfig(), engine)
-    metrics = actor.update_policy(batch, meta_info(batch))
+    actor = make_actor(ActorConfig(), engine)
+    metrics = update(actor, batch)
 
     plain = make_engine(tiny_model_path, single_rank)
     plain.model.train()
@@ -168,7 +177,7 @@ def test_rollout_weights_weigh_the_policy_loss_alone(tiny_model_path, single_ran
 
     def update(batch):
         engine = make_engine(tiny_model_path, single_rank)
-        actor = DataParallelPPOActor(ActorConfig(**FULL), engine, regularizer=Entropy())
+        actor = make_actor(ActorConfig(**FULL), engine, regularizer=Entropy())
         return gradients_of(actor, engine, batch)
 
     plain, plain_metrics = update(make_batch())
@@ -192,7 +201,7 @@ def test_rollout_weights_of_one_change_nothing(tiny_model_path, single_rank, los
         engine = make_engine(tiny_model_path, single_rank)
         config = ActorConfig()
         config.policy_loss.loss_mode = loss_mode
-        return gradients_of(DataParallelPPOActor(config, engine), engine, batch)
+        return gradients_of(make_actor(config, engine), engine, batch)
 
     want, want_metrics = update(make_batch())
     weighted = make_batch()
@@ -207,8 +216,8 @@ def test_the_regulariser_replaces_the_entropy_bonus(tiny_model_path, single_rank
     engine = make_engine(tiny_model_path, single_rank)
     regularizer = Entropy()
     config = ActorConfig(entropy_coeff=0.3)  # must not be applied as well
-    actor = DataParallelPPOActor(config, engine, regularizer=regularizer)
-    metrics = actor.update_policy(batch, meta_info(batch))
+    actor = make_actor(config, engine, regularizer=regularizer)
+    metrics = update(actor, batch)
     # token-mean: `weight` is 1 / tokens, so the term is 0.5 * actor/entropy
     assert metrics["entropy/term"] == pytest.approx(0.5 * metrics["actor/entropy"], rel=1e-5)
     total = metrics["actor/pg_loss"] + metrics["entropy/term"]
@@ -220,7 +229,7 @@ def test_loss_is_the_sum_of_its_terms(tiny_model_path, single_rank):
     batch = make_batch()
     config = ActorConfig(use_kl_loss=True, kl_loss_coef=0.2, kl_loss_type="k2", entropy_coeff=0.1)
     engine = make_engine(tiny_model_path, single_rank)
-    metrics = DataParallelPPOActor(config, engine).update_policy(batch, meta_info(batch))
+    metrics = update(make_actor(config, engine), batch)
     total = (
         metrics["actor/pg_loss"] + 0.2 * metrics["actor/kl_loss"] - 0.1 * metrics["actor/entropy"]
     )
@@ -246,12 +255,12 @@ def test_full_kl_reads_the_reference_distribution(tiny_model_path, single_rank, 
         load = partial(load_causal_lm, ModelConfig(path=tiny_model_path))
         frozen = ShardedModel(load, FSDPConfig(), single_rank)
     reference = ReferencePolicy(frozen, is_actor=lora_rank > 0)
-    actor = DataParallelPPOActor(config, engine, reference=reference)
+    actor = make_actor(config, engine, reference=reference)
 
-    first = actor.update_policy(batch, meta_info(batch))
+    first = update(actor, batch)
     assert first["actor/kl_loss"] == pytest.approx(0.0, abs=1e-6)
     moved = policy_logits(engine, batch)
-    second = actor.update_policy(batch, meta_info(batch))
+    second = update(actor, batch)
     start = load_causal_lm(ModelConfig(path=tiny_model_path), torch.float32)
     with torch.no_grad():
         inputs = forward_inputs(batch, packed=False)
@@ -274,7 +283,7 @@ def policy_logits(engine, batch):
 def test_padding_rows_add_nothing(tiny_model_path, single_rank):
     def run(batch):
         engine = make_engine(tiny_model_path, single_rank)
-        return gradients_of(DataParallelPPOActor(ActorConfig(**FULL), engine), engine, batch)
+        return gradients_of(make_actor(ActorConfig(**FULL), engine), engine, batch)
 
     want, want_metrics = run(make_batch())
     padded = make_batch()
@@ -291,8 +300,8 @@ def test_a_batch_of_padding_alone_leaves_the_weights(tiny_model_path, single_ran
     before = engine.full_state_dict()
     batch = make_batch()
     batch["response_mask"][:] = 0
-    info = {**meta_info(batch), "batch_num_tokens": 1, "global_batch_size": 1}
-    metrics = DataParallelPPOActor(ActorConfig(), engine).update_policy(batch, info)
+    context = replace(context_of(batch), batch_num_tokens=1, global_batch_size=1)
+    metrics = update(make_actor(ActorConfig(), engine), batch, context)
     assert metrics["actor/grad_norm"] == 0.0
     after = engine.full_state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before)
@@ -302,18 +311,18 @@ def test_a_batch_of_padding_alone_leaves_the_weights(tiny_model_path, single_ran
 def test_a_non_finite_gradient_skips_the_step(tiny_model_path, single_rank, bad):
     engine = make_engine(tiny_model_path, single_rank)
     before = {name: tensor.clone() for name, tensor in engine.full_state_dict().items()}
-    actor = DataParallelPPOActor(ActorConfig(), engine)
+    actor = make_actor(ActorConfig(), engine)
     batch = make_batch()
     batch["advantages"][0, 0] = bad
-    assert actor.update_policy(batch, meta_info(batch))["actor/skipped_steps"] == 1.0
+    assert update(actor, batch)["actor/skipped_steps"] == 1.0
     after = engine.full_state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert not engine.optimizer.state  # no moment has seen it
 
     good = make_batch()  # and the gradients of the bad batch are gone
-    assert actor.update_policy(good, meta_info(good))["actor/skipped_steps"] == 0.0
+    assert update(actor, good)["actor/skipped_steps"] == 0.0
     other = make_engine(tiny_model_path, single_rank)
-    DataParallelPPOActor(ActorConfig(), other).update_policy(good, meta_info(good))
+    update(make_actor(ActorConfig(), other), good)
     want = other.full_state_dict()
     for name, tensor in engine.full_state_dict().items():
         assert torch.equal(tensor, want[name])
@@ -328,17 +337,17 @@ def test_gradients_are_clipped_to_the_norm(tiny_model_path, single_rank):
         )
     )
     batch = make_batch()
-    metrics = DataParallelPPOActor(ActorConfig(), engine).update_policy(batch, meta_info(batch))
+    metrics = update(make_actor(ActorConfig(), engine), batch)
     assert metrics["actor/grad_norm"] > 0.01
     assert float(seen[0].full_tensor()) == pytest.approx(0.01, rel=1e-3)
 
 
 def test_log_probs_come_back_in_row_order(tiny_model_path, single_rank):
     engine = make_engine(tiny_model_path, single_rank)
-    actor = DataParallelPPOActor(ActorConfig(), engine)
+    actor = make_actor(ActorConfig(), engine)
     batch = make_batch()
     batch["response_mask"][2] = 0  # a padding row in the middle
-    got = actor.compute_log_prob(batch, MicroBatchConfig(2), TEMPERATURE)
+    got = actor.compute_log_prob(batch, MicroBatchConfig(2))
     plain = load_causal_lm(ModelConfig(path=tiny_model_path), torch.float32)
     with torch.no_grad():
         want = policy_forward(plain, forward_inputs(batch, packed=False), TEMPERATURE)
@@ -352,6 +361,6 @@ def test_unknown_loss_and_missing_reference_are_refused(tiny_model_path, single_
     config = ActorConfig()
     config.policy_loss.loss_mode = "ppo2"
     with pytest.raises(UserError, match=r"loss_mode=ppo2 is unknown; available: .*vanilla"):
-        DataParallelPPOActor(config, engine)
+        make_actor(config, engine)
     with pytest.raises(UserError, match="kl_loss_type=full needs the reference"):
-        DataParallelPPOActor(ActorConfig(use_kl_loss=True, kl_loss_type="full"), engine)
+        make_actor(ActorConfig(use_kl_loss=True, kl_loss_type="full"), engine)

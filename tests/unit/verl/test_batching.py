@@ -7,15 +7,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verl import DataProto
+from verl.algorithms.entropy_control import StepContext
 from verl.trainer.ppo.batching import (
+    MiniBatches,
     gather,
-    mini_batches,
+    optimise,
     pad_rows,
     spread,
     worker_view,
 )
+from verl.utils.metrics import Mean, Sum
+from verl.workers.update_context import UpdateContext
 
 PROMPT, RESPONSE = 2, 3
+STEP = StepContext(step=0, total_steps=9)
 
 
 def rollout(lengths: list[int]) -> DataProto:
@@ -94,68 +99,62 @@ def test_ranks_get_about_equal_tokens():
 )
 @settings(max_examples=50, deadline=None)
 def test_every_row_is_in_one_mini_batch_an_epoch(lengths, size, ranks, epochs):
-    cut = list(
-        mini_batches(
-            rollout(lengths),
-            size,
-            epochs=epochs,
-            ranks=ranks,
-            balance=True,
-            rng=np.random.default_rng(0),
-            with_weights=True,
-        )
-    )
+    how = MiniBatches(size, epochs, ranks, balance=True, seed=0, weighted=True)
+    cut = list(how.cut(rollout(lengths), STEP))
     count = -(-len(lengths) // size)
     assert len(cut) == count * epochs
     rows = [
         row
         for mini_batch in cut
         for row, active in zip(
-            mini_batch.batch["input_ids"][:, 0].tolist(),
-            mini_batch.batch["response_mask"].any(-1).tolist(),
+            mini_batch.rows.batch["input_ids"][:, 0].tolist(),
+            mini_batch.rows.batch["response_mask"].any(-1).tolist(),
             strict=True,
         )
         if active
     ]
     assert sorted(rows) == sorted(list(range(len(lengths))) * epochs)
     for mini_batch in cut:
-        mask = mini_batch.batch["response_mask"]
-        assert mini_batch.meta_info["batch_num_tokens"] == int(mask.sum())
-        assert mini_batch.meta_info["global_batch_size"] == int(mask.any(-1).sum())
+        mask = mini_batch.rows.batch["response_mask"]
+        assert mini_batch.context == UpdateContext(STEP, int(mask.sum()), int(mask.any(-1).sum()))
         for weight in ("trajectory_weight", "token_weight"):
-            assert float(mini_batch.batch[weight].sum()) == pytest.approx(1.0)
-            assert float(mini_batch.batch[weight][~mask.bool()].abs().sum()) == 0.0
+            assert float(mini_batch.rows.batch[weight].sum()) == pytest.approx(1.0)
+            assert float(mini_batch.rows.batch[weight][~mask.bool()].abs().sum()) == 0.0
 
 
 def test_a_rollout_without_signal_makes_no_mini_batch():
     nothing = rollout([1, 2]).select_idxs(np.array([], dtype=np.int64))
-    cut = mini_batches(nothing, 2, epochs=1, ranks=2, balance=True, rng=None, with_weights=True)
-    assert list(cut) == []
+    how = MiniBatches(2, epochs=1, ranks=2, balance=True, seed=0, weighted=True)
+    assert list(how.cut(nothing, STEP)) == []
 
 
 def test_weights_are_those_of_the_equations():
-    (mini_batch,) = mini_batches(
-        rollout([1, 3]), 2, epochs=1, ranks=1, balance=False, rng=None, with_weights=True
-    )
+    how = MiniBatches(2, epochs=1, ranks=1, balance=False, seed=None, weighted=True)
+    ((rows, _),) = how.cut(rollout([1, 3]), STEP)
     # 2 trajectories of one turn: a token weighs 1/2 * 1/tokens = 1/2 and 1/6; a token of 4: 1/4
     expected = [[1 / 2, 0, 0], [1 / 6, 1 / 6, 1 / 6]]
-    torch.testing.assert_close(mini_batch.batch["trajectory_weight"], torch.tensor(expected))
+    torch.testing.assert_close(rows.batch["trajectory_weight"], torch.tensor(expected))
     expected = [[1 / 4, 0, 0], [1 / 4, 1 / 4, 1 / 4]]
-    torch.testing.assert_close(mini_batch.batch["token_weight"], torch.tensor(expected))
+    torch.testing.assert_close(rows.batch["token_weight"], torch.tensor(expected))
 
 
-def test_the_same_generator_gives_the_same_mini_batches():
-    def rows(seed):
-        cut = mini_batches(
-            rollout([1, 2, 3, 1, 2]),
-            2,
-            epochs=2,
-            ranks=1,
-            balance=False,
-            rng=np.random.default_rng(seed),
-            with_weights=False,
-        )
-        return [mini_batch.batch["input_ids"][:, 0].tolist() for mini_batch in cut]
+def test_the_order_of_the_rows_is_drawn_from_the_seed_and_the_step():
+    def rows(seed, step):
+        how = MiniBatches(2, epochs=2, ranks=1, balance=False, seed=seed, weighted=False)
+        cut = how.cut(rollout([1, 2, 3, 1, 2]), StepContext(step, 9))
+        return [mini_batch.rows.batch["input_ids"][:, 0].tolist() for mini_batch in cut]
 
-    assert rows(7) == rows(7)
-    assert rows(7) != rows(8)
+    assert rows(7, 0) == rows(7, 0)
+    assert rows(7, 0) != rows(8, 0)
+    assert rows(7, 0) != rows(7, 1)
+    assert rows(None, 0)[:3] == [[0, 1], [2, 3], [4]]
+
+
+def test_an_update_is_called_once_a_mini_batch_and_all_ranks_report_the_same():
+    def update(rows, context):
+        tokens = context.batch_num_tokens
+        return [{"tokens": Mean(tokens), "skipped": Sum(1.0)}] * 2
+
+    how = MiniBatches(1, epochs=1, ranks=2, balance=False, seed=None, weighted=False)
+    metrics = optimise(update, how.cut(rollout([1, 3]), STEP))
+    assert metrics == {"tokens": 2.0, "skipped": 2.0}  # (1 + 3) / 2, and two mini-batches

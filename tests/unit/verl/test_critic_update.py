@@ -7,12 +7,15 @@ import torch
 from tensordict import TensorDict
 
 from verl.algorithms.aggregation import loss_normalizers
+from verl.algorithms.entropy_control import StepContext
 from verl.config.critic import CriticConfig
 from verl.config.model import FSDPConfig, ModelConfig
 from verl.config.optim import OptimConfig
+from verl.utils.metrics import reduced
 from verl.workers.critic.dp_critic import DataParallelPPOCritic
 from verl.workers.model_loading import load_value_model
 from verl.workers.sharded_model import ShardedModel
+from verl.workers.update_context import UpdateContext
 
 P, T = 4, 5
 ACTIVE = [5, 3, 4, 1]
@@ -41,13 +44,20 @@ def make(path, runtime, **options):
     return engine, DataParallelPPOCritic(CriticConfig(**options), engine)
 
 
+def update(critic, batch):
+    """One optimiser step; the metrics as numbers."""
+    normalizers = loss_normalizers(batch["response_mask"])
+    context = UpdateContext(StepContext(step=0, total_steps=9), **normalizers)
+    return reduced([critic.update_critic(batch, context)])
+
+
 def test_first_values_are_zero_and_the_loss_is_half_the_squared_return(
     tiny_model_path, single_rank, batch
 ):
     _, critic = make(tiny_model_path, single_rank)
     values = critic.compute_values(batch)
     assert values.shape == (4, T) and not values.any()
-    metrics = critic.update_critic(batch, loss_normalizers(batch["response_mask"]))
+    metrics = update(critic, batch)
     # vpreds = values = 0: no clip; loss = mean over active tokens of 0.5 * return^2
     mask = batch["response_mask"].bool()
     want = 0.5 * batch["returns"][mask].square().mean().item()
@@ -59,7 +69,7 @@ def test_first_values_are_zero_and_the_loss_is_half_the_squared_return(
 def test_the_normalised_sum_is_divided_by_a_constant(tiny_model_path, single_rank, batch):
     options = {"loss_agg_mode": "seq-mean-token-sum-norm", "loss_scale_factor": 20}
     _, critic = make(tiny_model_path, single_rank, **options)
-    metrics = critic.update_critic(batch, loss_normalizers(batch["response_mask"]))
+    metrics = update(critic, batch)
     # values are 0: the sum of 0.5 * return^2 over 4 rows and 20, however wide the batch is (5)
     mask = batch["response_mask"].bool()
     want = 0.5 * batch["returns"][mask].square().sum().item() / 4 / 20
@@ -75,7 +85,7 @@ def test_values_move_towards_the_returns(tiny_model_path, single_rank, batch):
 
     before = error()
     for _ in range(8):
-        critic.update_critic(batch, loss_normalizers(batch["response_mask"]))
+        update(critic, batch)
     assert error() < 0.5 * before
     assert not critic.compute_values(batch)[~mask].any()
 
@@ -83,8 +93,7 @@ def test_values_move_towards_the_returns(tiny_model_path, single_rank, batch):
 def test_micro_batches_change_nothing(tiny_model_path, single_rank, batch):
     def run(**options):
         engine, critic = make(tiny_model_path, single_rank, **options)
-        normalizers = loss_normalizers(batch["response_mask"])
-        metrics = [critic.update_critic(batch, normalizers) for _ in range(2)][-1]
+        metrics = [update(critic, batch) for _ in range(2)][-1]
         return engine.full_state_dict(), metrics
 
     want, want_metrics = run()
@@ -102,7 +111,7 @@ def test_a_non_finite_return_skips_the_step(tiny_model_path, single_rank, batch)
     engine, critic = make(tiny_model_path, single_rank)
     before = {name: tensor.clone() for name, tensor in engine.full_state_dict().items()}
     batch["returns"][0, 0] = float("nan")
-    metrics = critic.update_critic(batch, loss_normalizers(batch["response_mask"]))
+    metrics = update(critic, batch)
     assert metrics["critic/skipped_steps"] == 1.0
     after = engine.full_state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before)

@@ -47,9 +47,9 @@ class TestModes:
         assert [values(part) for part in mode.spread(batch_of(2), 2)] == [[0], [1]]
         assert mode.collect(["m0", "m1"]) == ["m0", "m1"]
 
-    def test_only_batches_are_chunked(self):
-        with pytest.raises(AssertionError, match="not list"):
-            MODES[Dispatch.DP_COMPUTE_PROTO].spread([1, 2], 2)
+    def test_what_is_no_batch_reaches_every_worker_as_it_is(self):
+        for mode in (Dispatch.DP_COMPUTE_PROTO, Dispatch.DP_COMPUTE_METRIC):
+            assert MODES[mode].spread([1, 2, 3], 2) == [[1, 2, 3], [1, 2, 3]]
 
     def test_uneven_rows_are_refused(self):
         for batch in (batch_of(3), batch_of(3).batch):

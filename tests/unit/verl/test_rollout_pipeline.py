@@ -19,6 +19,7 @@ from verl.config.trainer import RunConfig
 from verl.trainer.ppo.checkpoint import load_driver_state
 from verl.trainer.ppo.ray_trainer import RayPPOTrainer
 from verl.trainer.ppo.rollout_pipeline import RolloutPipeline
+from verl.utils.metrics import Mean
 from verl.workers.interfaces import TaskSet
 
 PATIENCE = 20  # seconds; a test that waits so long has failed
@@ -106,9 +107,9 @@ class Actor:
         mask = batch.batch["response_mask"].float()
         return DataProto.from_dict({"old_log_probs": -0.5 * mask, "entropys": mask})
 
-    def update_actor(self, batch):
+    def update_actor(self, batch, context):
         self.events.append("update")
-        return SimpleNamespace(meta_info={"metrics": {"actor/pg_loss": [0.0]}})
+        return [{"actor/pg_loss": Mean(0.0)}]
 
     def step_lr(self):
         return [0.1]
@@ -206,9 +207,9 @@ def test_one_step_ahead_the_rollout_runs_while_the_step_trains(tmp_path):
     trainer = make_trainer(tmp_path, async_steps=1, gate=gate)
     update = trainer.workers.actor.update_actor
 
-    def update_and_tell(batch):
+    def update_and_tell(batch, context):
         trained[trainer.step].set()
-        return update(batch)
+        return update(batch, context)
 
     trainer.workers.actor.update_actor = update_and_tell
     trainer.fit()
@@ -307,10 +308,10 @@ def test_the_time_of_the_rollout_is_not_the_time_of_waiting(tmp_path):
     trainer = make_trainer(tmp_path, async_steps=1, gate=gate, total_training_steps=2)
     update = trainer.workers.actor.update_actor
 
-    def slow_update(batch):
+    def slow_update(batch, context):
         if trainer.step == 0:
             trainer.pipeline.wait()  # as if training took longer than the rollout
-        return update(batch)
+        return update(batch, context)
 
     trainer.workers.actor.update_actor = slow_update
     trainer.fit()

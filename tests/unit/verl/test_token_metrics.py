@@ -7,7 +7,7 @@ import torch
 from verl import DataProto
 from verl.config.algorithm import AlgorithmConfig
 from verl.trainer.ppo.advantage_stage import compare_with_rollout
-from verl.trainer.ppo.step_metrics import sampling_metrics
+from verl.trainer.ppo.metrics import sampling_metrics
 
 
 def rollout() -> DataProto:

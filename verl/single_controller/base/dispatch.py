@@ -19,8 +19,9 @@ class Dispatch(Enum):
 
     ``ONE_TO_ALL``: everyone gets the same; a list of results.
     ``ALL_TO_ALL``: arguments are lists with one entry a worker; a list of results.
-    ``DP_COMPUTE_PROTO``: batches are chunked over the workers; results are concatenated.
-    ``DP_COMPUTE_METRIC``: batches are chunked; a list of results.
+    ``DP_COMPUTE_PROTO``: batches are chunked over the workers, what is no batch reaches all of them
+    as it is; results are concatenated.
+    ``DP_COMPUTE_METRIC``: the same; a list of results.
     """
 
     ONE_TO_ALL = "one_to_all"
@@ -54,20 +55,19 @@ def as_it_is(value: Any, workers: int = 1) -> Any:
     return value
 
 
-def chunked(batch: Batch, workers: int) -> list[Batch]:
-    """One chunk of a batch for each worker.
+def chunked(value: Any, workers: int) -> list:
+    """One chunk of a batch for each worker; of anything else, the same object.
 
     Raises:
-        AssertionError: the argument is not a batch, or does not split evenly.
+        AssertionError: a batch does not split evenly.
     """
-    assert isinstance(batch, Batch), (
-        f"this method takes DataProto or TensorDict arguments, not {type(batch).__name__}"
-    )
-    rows = len(batch)
+    if not isinstance(value, Batch):
+        return repeated(value, workers)
+    rows = len(value)
     assert rows % workers == 0, (
         f"{rows} rows do not split into {workers} equal chunks; pad with pad_dataproto_to_divisor"
     )
-    return list(batch.chunk(workers))
+    return list(value.chunk(workers))
 
 
 def concatenated(parts: list[DataProto] | list[TensorDict]) -> Batch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from verl.single_controller.base.decorator import MAGIC_ATTR, Registration
 from verl.single_controller.base.dispatch import MODES
@@ -45,6 +45,10 @@ class ClassWithInitArgs:
 
 class WorkerGroup(ABC):
     """Binds the registered methods of a worker class: one call reaches all workers."""
+
+    if TYPE_CHECKING:  # the methods that `_bind_worker_methods` finds
+
+        def __getattr__(self, name: str) -> Callable[..., Any]: ...
 
     def __init__(self) -> None:
         self._workers: list = []

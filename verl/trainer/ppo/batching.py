@@ -6,14 +6,22 @@ response mask is zero, so they add nothing to any loss.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from verl.algorithms.aggregation import loss_normalizers, trajectory_token_weights
+from verl.algorithms.entropy_control import StepContext
+from verl.config.actor import ActorConfig
+from verl.config.critic import CriticConfig
+from verl.config.trainer import RunConfig
 from verl.protocol import DataProto
 from verl.protocol.columns import COLUMNS, WORKER_COLUMNS
+from verl.utils.metrics import Metric, reduced
 from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
+from verl.workers.update_context import UpdateContext
 
 
 def worker_view(batch: DataProto) -> DataProto:
@@ -64,36 +72,61 @@ def gather(result: DataProto, order: np.ndarray, rows: int) -> DataProto:
     return result.select_idxs(np.argsort(order)[:rows])
 
 
-def mini_batches(
-    batch: DataProto,
-    mini_batch_size: int,
-    *,
-    epochs: int,
-    ranks: int,
-    balance: bool,
-    rng: np.random.Generator | None,
-    with_weights: bool,
-) -> Iterator[DataProto]:
-    """Cut R rows into ceil(R / mini_batch_size) even mini-batches, `epochs` times.
+class MiniBatch(NamedTuple):
+    """The rows of one optimiser step, and what holds for all of them."""
 
-    A mini-batch carries its own normalisers (`batch_num_tokens`, `global_batch_size`) and, with
-    `with_weights`, the columns `trajectory_weight` and `token_weight` (R, T), which sum to 1 over
-    it. `rng` shuffles the rows; None keeps their order.
+    rows: DataProto
+    context: UpdateContext
+
+
+@dataclass(frozen=True)
+class MiniBatches:
+    """Cuts R rows into ceil(R / size) even mini-batches, `epochs` times.
+
+    `weighted` ones have the columns `trajectory_weight` and `token_weight` (R, T), which sum to 1
+    over the mini-batch.
     """
-    if len(batch) == 0:  # no group of the rollout carried a signal
-        return
-    count = -(-len(batch) // mini_batch_size)
-    for _ in range(epochs):
-        rows = np.arange(len(batch)) if rng is None else rng.permutation(len(batch))
-        for part in np.array_split(rows, count):
-            part_batch = batch.select_idxs(part)
-            mask = part_batch.batch["response_mask"]
-            if with_weights:
-                part_batch.batch["trajectory_weight"] = trajectory_token_weights(
-                    part_batch.non_tensor_batch["traj_uid"], part_batch.batch["turn_ids"], mask
-                )
-                part_batch.batch["token_weight"] = mask.float() / mask.sum().clamp(min=1)
-            normalizers = loss_normalizers(mask)
-            mini_batch, _ = spread(part_batch, ranks, balance)
-            mini_batch.meta_info = {**batch.meta_info, **normalizers}
-            yield mini_batch
+
+    size: int
+    epochs: int
+    ranks: int
+    balance: bool
+    seed: int | None  # draws the order of the rows, with the number of the step; None keeps it
+    weighted: bool
+
+    @classmethod
+    def of(
+        cls, config: ActorConfig | CriticConfig, run: RunConfig, ranks: int, *, weighted: bool
+    ) -> MiniBatches:
+        """As the settings of the actor or the critic have it."""
+        seed = run.seed if config.shuffle else None
+        size, epochs = config.ppo_mini_batch_size, config.ppo_epochs
+        return cls(size, epochs, ranks, run.balance_batch, seed, weighted)
+
+    def cut(self, batch: DataProto, step: StepContext) -> Iterator[MiniBatch]:
+        """The mini-batches of one training step; none when no group carried a signal."""
+        rows = worker_view(batch)
+        rng = None if self.seed is None else np.random.default_rng([self.seed, step.step])
+        count = -(-len(rows) // self.size)
+        for _ in range(self.epochs if count else 0):
+            order = np.arange(len(rows)) if rng is None else rng.permutation(len(rows))
+            for part in np.array_split(order, count):
+                yield self._mini_batch(rows.select_idxs(part), step)
+
+    def _mini_batch(self, rows: DataProto, step: StepContext) -> MiniBatch:
+        mask = rows.batch["response_mask"]
+        if self.weighted:
+            rows.batch["trajectory_weight"] = trajectory_token_weights(
+                rows.non_tensor_batch["traj_uid"], rows.batch["turn_ids"], mask
+            )
+            rows.batch["token_weight"] = mask.float() / mask.sum().clamp(min=1)
+        shared, _ = spread(rows, self.ranks, self.balance)
+        return MiniBatch(shared, UpdateContext(step, **loss_normalizers(mask)))
+
+
+def optimise(
+    update: Callable[[DataProto, UpdateContext], list[dict[str, Metric]]],
+    mini_batches: Iterable[MiniBatch],
+) -> dict[str, float]:
+    """`update` once a mini-batch: a step of the optimiser. All ranks report the same metrics."""
+    return reduced(update(*mini_batch)[0] for mini_batch in mini_batches)

@@ -18,13 +18,12 @@ from verl.trainer.ppo.advantage_stage import (
     rows_with_signal,
     token_level_rewards,
 )
-from verl.trainer.ppo.batching import gather, spread, worker_view
+from verl.trainer.ppo.batching import MiniBatches, gather, optimise, spread, worker_view
 from verl.trainer.ppo.checkpoint import CheckpointStore, load_driver_state
 from verl.trainer.ppo.cluster import Workers, needs_reference
+from verl.trainer.ppo.metrics import cost_metrics, data_metrics, sampling_metrics
 from verl.trainer.ppo.rollout_log import RolloutLog
 from verl.trainer.ppo.rollout_pipeline import Rollout, RolloutPipeline
-from verl.trainer.ppo.step_metrics import batch_metrics, sampling_metrics
-from verl.trainer.ppo.updates import run_updates
 from verl.trainer.ppo.validation import Validator
 from verl.utils.errors import UserError
 from verl.utils.logging import progress
@@ -101,8 +100,8 @@ class RayPPOTrainer:
             metrics |= self.validate()
         # Tracked before it is saved: a run that dies in between repeats the step, it does not lose
         # the line. The time of saving shows up in the next line.
-        ranks, has_critic = self.workers.actor.world_size, self.workers.critic is not None
-        self.track(metrics | batch_metrics(batch, self.timer.seconds, ranks, has_critic))
+        cost = cost_metrics(batch, self.timer.seconds, self.workers.actor.world_size)
+        self.track(metrics | data_metrics(batch) | cost)
         if self.is_due(self.config.trainer.save_freq):
             self.save()
 
@@ -136,8 +135,6 @@ class RayPPOTrainer:
 
     def score(self, batch: DataProto) -> DataProto:
         """Adds old_log_probs and entropys (one forward); where needed ref_log_prob and values."""
-        temperature = self.config.actor_rollout_ref.rollout.temperature
-        batch.meta_info["temperature"] = temperature
         ranks = self.workers.actor.world_size
         shared, order = spread(worker_view(batch), ranks, self.config.trainer.balance_batch)
         with self.timer("old_log_prob"):
@@ -163,32 +160,24 @@ class RayPPOTrainer:
 
     def update(self, batch: DataProto) -> dict[str, float]:
         """Critic first, then (after its warm-up) the actor: a mini-batch is one optimiser step."""
-        batch.meta_info["step_context"] = self.step_context()
+        step, run, ranks = self.step_context(), self.config.trainer, self.workers.actor.world_size
         metrics: dict[str, float] = {}
         if self.workers.critic is not None:
             with self.timer("update_critic"):
-                metrics |= self._run_updates(
-                    self.workers.critic.update_critic, batch, self.config.critic, weights=False
-                )
+                cut = MiniBatches.of(self.config.critic, run, ranks, weighted=False)
+                metrics |= optimise(self.workers.critic.update_critic, cut.cut(batch, step))
                 metrics["critic/lr"] = self.workers.critic.step_lr()[0]
-        if self.step >= self.config.trainer.critic_warmup:
+        if self.step >= run.critic_warmup:
             if self.config.algorithm.drop_zero_advantage_groups:
                 kept = rows_with_signal(batch)
                 metrics["training/rows_without_signal"] = len(batch) - len(kept)
                 batch = batch.select_idxs(kept)
             with self.timer("update_actor"):
-                metrics |= self._run_updates(
-                    self.workers.actor.update_actor,
-                    batch,
-                    self.config.actor_rollout_ref.actor,
-                    weights=self.plugin is not None,
-                )
+                actor, weighted = self.config.actor_rollout_ref.actor, self.plugin is not None
+                cut = MiniBatches.of(actor, run, ranks, weighted=weighted)
+                metrics |= optimise(self.workers.actor.update_actor, cut.cut(batch, step))
                 metrics["actor/lr"] = self.workers.actor.step_lr()[0]
         return metrics
-
-    def _run_updates(self, update: Any, batch: DataProto, config: Any, weights: bool) -> dict:
-        ranks, run = self.workers.actor.world_size, self.config.trainer
-        return run_updates(update, batch, config, run, self.step, ranks, with_weights=weights)
 
     def step_context(self) -> StepContext:
         state = self.plugin.hook.context_state(self.step, self.total_steps) if self.plugin else {}

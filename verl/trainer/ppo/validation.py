@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from verl.config.root import PPOConfig
-from verl.trainer.ppo.metric_utils import wilson_interval
+from verl.trainer.ppo.statistics import wilson_interval
 from verl.utils.logging import progress
 from verl.workers.interfaces import AgentWorld, TaskSet
 from verl.workers.rollout.rollout_workers import RolloutWorkers

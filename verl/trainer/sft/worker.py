@@ -18,6 +18,7 @@ from verl.protocol import DataProto
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.utils.errors import UserError
 from verl.utils.logging import setup_logging
+from verl.utils.metrics import reduced
 from verl.workers.forward import ForwardInputs, active_logits, policy_statistics
 from verl.workers.fsdp_workers import TrainingWorker
 from verl.workers.model_loading import (
@@ -66,7 +67,7 @@ class SFTWorker(TrainingWorker):
         config = self._config.data.micro_batch
         loss_of = partial(self._loss, sums=batch.meta_info)
         metrics = learn(self._sharded, batch.batch, config, self._packed, loss_of, "sft")
-        return metrics | {"sft/lr": self._sharded.step_lr()}
+        return reduced([metrics]) | {"sft/lr": self._sharded.step_lr()}
 
     @register(dispatch_mode=Dispatch.DP_COMPUTE_METRIC)
     def evaluate(self, batch: DataProto) -> dict[str, float]:

@@ -6,9 +6,6 @@ vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -20,6 +17,7 @@ from verl.config.actor import ActorConfig
 from verl.config.model import MicroBatchConfig
 from verl.protocol.columns import POLICY_COLUMNS
 from verl.utils.errors import UserError
+from verl.utils.metrics import Metric
 from verl.workers.actor.reference import ReferencePolicy
 from verl.workers.forward import (
     ForwardInputs,
@@ -29,6 +27,7 @@ from verl.workers.forward import (
 )
 from verl.workers.passes import LossOutput, MicroBatch, learn, measure
 from verl.workers.sharded_model import ShardedModel
+from verl.workers.update_context import UpdateContext
 
 
 class DataParallelPPOActor:
@@ -40,12 +39,15 @@ class DataParallelPPOActor:
         config: ActorConfig,
         sharded: ShardedModel,
         *,
+        temperature: float,
         packed: bool = False,
         regularizer: EntropyRegularizer | None = None,
         reference: ReferencePolicy | None = None,
     ) -> None:
         """
         Args:
+            temperature: that the rollout was sampled with; log-probs and entropies are of
+                softmax(logits / temperature).
             packed: rows are laid end to end in a forward (needs flash-attention to be fast).
             reference: needed for `kl_loss_type` full, which reads its whole distribution.
 
@@ -54,40 +56,35 @@ class DataParallelPPOActor:
         """
         self._config = config
         self._sharded = sharded
+        self._temperature = temperature
         self._packed = packed
         self._regularizer = regularizer
-        self._reference = reference
-        self._full_kl = config.use_kl_loss and config.kl_loss_type == "full"
-        if self._full_kl and reference is None:
+        needs_whole = config.use_kl_loss and config.kl_loss_type == "full"
+        if needs_whole and reference is None:
             raise UserError("actor.kl_loss_type=full needs the reference policy on the actor")
+        self._whole_reference = reference if needs_whole else None
         self._policy_loss = find_policy_loss(config.policy_loss.loss_mode)
         self._agg_mode = chosen_reduction(self._policy_loss, config.loss_agg_mode)
         required = () if regularizer is None else regularizer.required_columns
         self._columns = (*POLICY_COLUMNS, *required)
 
-    def compute_log_prob(
-        self, batch: TensorDict, config: MicroBatchConfig, temperature: float
-    ) -> dict[str, Tensor]:
+    def compute_log_prob(self, batch: TensorDict, config: MicroBatchConfig) -> dict[str, Tensor]:
         """`log_probs` and `entropys` of the response tokens, (R, T) float32 on the CPU."""
 
         def forward(inputs: ForwardInputs) -> dict[str, Tensor]:
-            statistics = policy_forward(self._sharded.model, inputs, temperature)
+            statistics = policy_forward(self._sharded.model, inputs, self._temperature)
             return {"log_probs": statistics.log_prob_N, "entropys": statistics.entropy_N}
 
         return measure(self._sharded, batch, config, self._packed, forward)
 
-    def update_policy(self, batch: TensorDict, meta_info: Mapping[str, Any]) -> dict[str, float]:
-        """One optimiser step on a mini-batch; metrics of the whole of it, equal on all ranks.
-
-        `meta_info`: temperature, step_context, and the mini-batch's batch_num_tokens and
-        global_batch_size, by which every term is divided.
-        """
+    def update_policy(self, batch: TensorDict, context: UpdateContext) -> dict[str, Metric]:
+        """One optimiser step on a mini-batch; metrics of the whole of it, equal on all ranks."""
         return learn(
             self._sharded,
             batch.select(*self._columns, strict=False),  # some are optional
             self._micro_batch_config(),
             self._packed,
-            lambda micro: self._loss(micro, meta_info),
+            lambda micro: self._loss(micro, context),
             prefix="actor",
         )
 
@@ -99,31 +96,33 @@ class DataParallelPPOActor:
             config.ppo_max_token_len_per_gpu,
         )
 
-    def _loss(self, micro: MicroBatch, meta_info: Mapping[str, Any]) -> LossOutput:
-        temperature = meta_info["temperature"]
-        # the reference first: with LoRA it is the same sharded model, whose backward comes next
-        reference_NV = self._reference.logits(micro.inputs) if self._full_kl else None
+    def _loss(self, micro: MicroBatch, context: UpdateContext) -> LossOutput:
+        temperature = self._temperature
+        reference_NV = None
+        if self._whole_reference is not None:
+            # first: with LoRA it is the same sharded model, whose backward comes next
+            reference_NV = self._whole_reference.logits(micro.inputs)
         logits_NV = active_logits(self._sharded.model, micro.inputs)
         log_prob_BT, entropy_BT = policy_statistics(logits_NV, micro.inputs, temperature)
 
-        loss, metrics = self._policy_gradient(log_prob_BT, micro.columns, meta_info)
+        loss, metrics = self._policy_gradient(log_prob_BT, micro.columns, context)
         if self._config.use_kl_loss:
-            if self._full_kl:
+            if reference_NV is not None:
                 kl_N = full_kl(logits_NV.float() / temperature, reference_NV.float() / temperature)
                 kl_BT = micro.inputs.to_rows(kl_N)
             else:
                 kl_BT = kl_penalty(
                     log_prob_BT, micro.columns["ref_log_prob"], self._config.kl_loss_type
                 )
-            kl_loss = self._mean(kl_BT, micro.columns, meta_info)
+            kl_loss = self._mean(kl_BT, micro.columns, context)
             loss = loss + self._config.kl_loss_coef * kl_loss
             metrics["actor/kl_loss"] = kl_loss.detach()
-        loss = self._add_entropy_term(loss, metrics, entropy_BT, micro.columns, meta_info)
+        loss = self._add_entropy_term(loss, metrics, entropy_BT, micro.columns, context)
         metrics["actor/loss"] = loss.detach()
         return LossOutput(loss, metrics)
 
     def _policy_gradient(
-        self, log_prob_BT: Tensor, columns: TensorDict, meta_info: Mapping[str, Any]
+        self, log_prob_BT: Tensor, columns: TensorDict, context: UpdateContext
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
         """A rollout correction weighs the per-token loss; the denominators stay.
 
@@ -138,7 +137,7 @@ class DataParallelPPOActor:
             self._agg_mode,
             self._config,
             rollout_is_weights=columns.get("rollout_is_weights", None),
-            **self._normalizers(meta_info),
+            **context.normalizers(self._config.loss_scale_factor),
         )
         return loss, {**metrics, "actor/pg_loss": loss.detach()}
 
@@ -148,10 +147,10 @@ class DataParallelPPOActor:
         metrics: dict[str, Tensor | float],
         entropy_BT: Tensor,
         columns: TensorDict,
-        meta_info: Mapping[str, Any],
+        context: UpdateContext,
     ) -> Tensor:
         """Without regulariser and coefficient the loss comes back untouched."""
-        entropy = self._mean(entropy_BT, columns, meta_info)
+        entropy = self._mean(entropy_BT, columns, context)
         metrics["actor/entropy"] = entropy.detach()
         if self._regularizer is not None:
             names = self._regularizer.required_columns
@@ -159,7 +158,7 @@ class DataParallelPPOActor:
                 entropy_BT,
                 columns["response_mask"],
                 {name: columns[name] for name in names},
-                meta_info["step_context"],
+                context.step,
             )
             metrics.update(parts)
             return loss + term
@@ -167,18 +166,11 @@ class DataParallelPPOActor:
             return loss - self._config.entropy_coeff * entropy
         return loss
 
-    def _mean(self, value_BT: Tensor, columns: TensorDict, meta_info: Mapping[str, Any]) -> Tensor:
+    def _mean(self, value_BT: Tensor, columns: TensorDict, context: UpdateContext) -> Tensor:
         """This micro-batch's share of the mini-batch's mean."""
         return agg_loss(
             value_BT,
             columns["response_mask"],
             self._agg_mode,
-            **self._normalizers(meta_info),
+            **context.normalizers(self._config.loss_scale_factor),
         )
-
-    def _normalizers(self, meta_info: Mapping[str, Any]) -> dict[str, int | None]:
-        return {
-            "batch_num_tokens": meta_info["batch_num_tokens"],
-            "global_batch_size": meta_info["global_batch_size"],
-            "loss_scale_factor": self._config.loss_scale_factor,
-        }

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
 from verl.workers.forward import ForwardInputs, active_logits
 from verl.workers.sharded_model import ShardedModel
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 class ReferencePolicy:
@@ -22,5 +26,6 @@ class ReferencePolicy:
     @torch.no_grad()
     def logits(self, inputs: ForwardInputs) -> Tensor:
         """(N, V) raw logits of the active tokens."""
-        with self.sharded.model.disable_adapter() if self._is_actor else nullcontext():
-            return active_logits(self.sharded.model, inputs)
+        model = self.sharded.model
+        with cast("PeftModel", model).disable_adapter() if self._is_actor else nullcontext():
+            return active_logits(model, inputs)

@@ -5,9 +5,6 @@ Shapes: R rows of the rank, T response positions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -16,9 +13,11 @@ from verl.algorithms.policy_losses import compute_value_loss
 from verl.config.critic import CriticConfig
 from verl.config.model import MicroBatchConfig
 from verl.protocol.columns import VALUE_COLUMNS
+from verl.utils.metrics import Metric
 from verl.workers.forward import value_forward
 from verl.workers.passes import LossOutput, MicroBatch, learn, measure
 from verl.workers.sharded_model import ShardedModel
+from verl.workers.update_context import UpdateContext
 
 
 class DataParallelPPOCritic:
@@ -47,24 +46,20 @@ class DataParallelPPOCritic:
         )
         return values["values"]
 
-    def update_critic(self, batch: TensorDict, meta_info: Mapping[str, Any]) -> dict[str, float]:
-        """One optimiser step on a mini-batch; metrics of the whole of it, equal on all ranks.
-
-        `meta_info`: the mini-batch's batch_num_tokens and global_batch_size.
-        """
+    def update_critic(self, batch: TensorDict, context: UpdateContext) -> dict[str, Metric]:
+        """One optimiser step on a mini-batch; metrics of the whole of it, equal on all ranks."""
         return learn(
             self._sharded,
             batch.select(*VALUE_COLUMNS),
             self._micro_batch,
             self._packed,
-            lambda micro: self._loss(micro, meta_info),
+            lambda micro: self._loss(micro, context),
             prefix="critic",
         )
 
-    def _loss(self, micro: MicroBatch, meta_info: Mapping[str, Any]) -> LossOutput:
+    def _loss(self, micro: MicroBatch, context: UpdateContext) -> LossOutput:
         predicted_BT = value_forward(self._sharded.model, micro.inputs)
         mask_BT = micro.columns["response_mask"]
-        tokens = meta_info["batch_num_tokens"]
         loss, clip_share = compute_value_loss(
             predicted_BT,
             micro.columns["returns"],
@@ -72,11 +67,11 @@ class DataParallelPPOCritic:
             mask_BT,
             self._config.cliprange_value,
             self._config.loss_agg_mode,
-            batch_num_tokens=tokens,
-            global_batch_size=meta_info["global_batch_size"],
-            loss_scale_factor=self._config.loss_scale_factor,
+            **context.normalizers(self._config.loss_scale_factor),
         )
-        mean_value = agg_loss(predicted_BT.detach(), mask_BT, "token-mean", batch_num_tokens=tokens)
+        mean_value = agg_loss(
+            predicted_BT.detach(), mask_BT, "token-mean", batch_num_tokens=context.batch_num_tokens
+        )
         metrics = {
             "critic/vf_loss": loss.detach(),
             "critic/vf_clipfrac": clip_share,

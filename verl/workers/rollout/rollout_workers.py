@@ -120,7 +120,7 @@ class RolloutWorkers:
         episodes: Sequence[Any],
         sampling: Any,
         seed: int,
-        on_trajectory: Callable[[Any], None] = lambda trajectory: None,
+        on_trajectory: Callable[[Any], object] = lambda trajectory: None,
     ) -> list[Any]:
         """Play all episodes; returns the trajectories in the order of `episodes`.
 
