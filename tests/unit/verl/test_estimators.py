@@ -67,5 +67,5 @@ def test_a_loss_is_found_by_import_path_and_any_reduction_will_do(own):
 
 def test_a_loss_that_is_defined_with_a_reduction_keeps_it():
     assert chosen_reduction(find_policy_loss("gspo"), None) == "seq-mean-token-mean"
-    with pytest.raises(UserError, match=r"loss_mode=gsop is unknown; available: cispo, geo_mean"):
+    with pytest.raises(UserError, match=r"loss_mode=gsop is unknown; available: vanilla, gspo"):
         find_policy_loss("gsop")
