@@ -17,12 +17,12 @@ ROOT = Path(__file__).parents[2]
 # Three towers, the top floor first. A room imports itself and the floors below it, never another
 # room of its floor. The bare name of a package is its face: what its `__init__` hands out.
 HOUSE = """
-verl.trainer                   | agent_system.adapters                    | epo
-verl.workers                   | agent_system.multi_turn_rollout          | epo.plugin
-verl.single_controller         | agent_system.environments                | epo.regularizer
-verl.config   verl             | agent_system.memory agent_system.rewards | epo.config
-verl.protocol verl.algorithms  | agent_system.interfaces agent_system     | epo.history
-verl.utils                     | agent_system.types agent_system.config   | epo.corridor epo.schedule
+verl.trainer                  | agent_system.adapters                    | epo
+verl.workers                  | agent_system.multi_turn_rollout          | epo.plugin
+verl.single_controller        | agent_system.environments                | epo.regularizer
+verl.config   verl            | agent_system.memory agent_system.rewards | epo.config
+verl.protocol verl.algorithms | agent_system.interfaces agent_system     | epo.history
+verl.utils                    | agent_system.types agent_system.config   | epo.corridor epo.schedule
 """
 FLOORS = [line.replace("|", " ").split() for line in HOUSE.strip().splitlines()]
 HEIGHT = {room: height for height, floor in enumerate(reversed(FLOORS)) for room in floor}
