@@ -21,6 +21,7 @@ from agent_system.interfaces import PromptBuilder
 from agent_system.multi_turn_rollout import TrajectoryCollector
 from agent_system.multi_turn_rollout.conversation import ChatTemplate
 from agent_system.types import Episode, Observation, SamplingParams, Task, Trajectory
+from verl.config.plan import RunPlan
 from verl.config.root import PPOConfig
 from verl.utils.errors import UserError
 from verl.utils.logging import setup_logging
@@ -38,14 +39,14 @@ class RolloutWorker:
     its environment processes notice and end by themselves.
     """
 
-    def __init__(self, config: PPOConfig, rank: int, num_workers: int, device: str) -> None:
-        """Worker `rank` of `num_workers` on `device` (cuda or cpu). Starts nothing yet."""
-        if not 0 <= rank < num_workers:
-            raise ValueError(f"rank={rank} is not one of {num_workers} rollout workers")
+    def __init__(self, config: PPOConfig, plan: RunPlan, rank: int) -> None:
+        """Worker `rank` of the plan's `rollout_workers`. Starts nothing yet."""
+        if not 0 <= rank < plan.rollout_workers:
+            raise ValueError(f"rank={rank} is not one of {plan.rollout_workers} rollout workers")
         self._config = config
+        self._plan = plan
         self._name = f"rollout_{rank:03d}"
         self._run_dir = Path(config.trainer.default_local_dir)
-        self._device = device
         self._loop: LoopThread | None = None
         self._resources = ExitStack()
 
@@ -58,7 +59,7 @@ class RolloutWorker:
             weights: to begin with, in place of the model's own (of one that replaces another).
 
         Raises:
-            UserError: a setting of the environment, the prompt budget or the tokenizer is wrong;
+            UserError: a setting of the environment or the tokenizer is wrong;
                 the environment does not start.
         """
         setup_logging(file=self._run_dir / f"{self._name}.log", worker=self._name)
@@ -73,10 +74,10 @@ class RolloutWorker:
                     build_prompts(config),
                     load_tokenizer(policy.model),
                     config.env,
-                    prompt_budget(config),
+                    config.data.max_prompt_length,
                 )
                 self._engine = SupervisedEngine(
-                    lambda: build_engine(policy, self._device, max_model_len(config)),
+                    lambda: build_engine(policy, self._plan.engine),
                     request_timeout_s=policy.rollout.request_timeout_s,
                 )
             resources.callback(self._engine.close)
@@ -195,9 +196,8 @@ def check_environment(config: PPOConfig) -> None:
 
     Raises:
         UserError: unknown environment or option, something it needs is not installed, an empty
-            task list, no room for a prompt, a chat template that is missing or refuses.
+            task list, a chat template that is missing or refuses.
     """
-    prompt_budget(config)
     prompts = build_prompts(config)
     with user_errors():
         get_env_package(config.env.env_name).check()
@@ -236,23 +236,6 @@ def build_prompts(config: PPOConfig) -> PromptBuilder:
         package = get_env_package(config.env.env_name)
         options = package.parse_options(config.env.options)
         return package.prompts(options, config.env.action_format)
-
-
-def max_model_len(config: PPOConfig) -> int:
-    """Tokens of a prompt and its response that the engine has to hold."""
-    chosen = config.actor_rollout_ref.rollout.max_model_len
-    return chosen or config.data.max_prompt_length + config.data.max_response_length
-
-
-def prompt_budget(config: PPOConfig) -> int:
-    """Longest prompt that leaves room for a whole response. Raises UserError when there is none."""
-    room = max_model_len(config) - config.data.max_response_length
-    if room < 1:
-        raise UserError(
-            f"rollout.max_model_len={max_model_len(config)} leaves no room for a prompt beside "
-            f"data.max_response_length={config.data.max_response_length}; raise the first"
-        )
-    return min(room, config.data.max_prompt_length)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from rollout_parts.session import (
     open_session,
 )
 from rollout_parts.simulated import Latencies
-from verl.config.machine import resolve_engine
+from verl.config.plan import make_plan
 from verl.workers.model_loading import load_tokenizer
 
 # After random tokens, and as hot as vLLM allows, the end token practically never comes.
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> None:
     lengths = ["data.max_prompt_length=960", "data.max_response_length=64"]
     with (
         open_model(options) as model,
-        open_session(make_config(options, model, lengths)) as session,
+        open_session(config := make_config(options, model, lengths)) as session,
     ):
         probe = Probe(session, options)
         probe.seconds(2, PROMPT_TOKENS, SHORT)  # warm up
@@ -52,11 +52,12 @@ def run(options: argparse.Namespace) -> None:
             / probe.median(PREFILLED_PROMPTS, PREFILLED_TOKENS, 1)
         )
         decode_ms = [1000 * probe.step_seconds(together) for together in options.together]
+    engine = make_plan(config).engine.name
     measured = Latencies(
         tuple(options.together),
         tuple(round(ms, 2) for ms in decode_ms),
         round(prefill_rate, 1),
-        f"{options.model}, {options.dtype}, engine {resolve_engine(options.engine)}, {machine()}, "
+        f"{options.model}, {options.dtype}, engine {engine}, {machine()}, "
         f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
     )
     if options.output is not None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from agent_system.adapters.rollout_worker import build_prompts, prompt_budget
+from agent_system.adapters.rollout_worker import build_prompts
 from agent_system.adapters.rows import to_data_proto
 from agent_system.interfaces import AsyncEnv, Policy, PromptBuilder
 from agent_system.multi_turn_rollout.conversation import ChatTemplate, Context, make_context
@@ -188,7 +188,7 @@ async def play_ours(policy: Policy, games: Games, config: PPOConfig) -> list[lis
 def make_baseline(games: Games, config: PPOConfig, trainer: LocalTrainer) -> LockStep:
     tokenizer = load_tokenizer(config.actor_rollout_ref.model)
     chat, prompts = ChatTemplate(tokenizer), build_prompts(config)
-    context = make_context(config.env.context, chat, prompts, prompt_budget(config))
+    context = make_context(config.env.context, chat, prompts, config.data.max_prompt_length)
 
     def entropy_pass(rows: Sequence[Trajectory]) -> None:
         trainer.log_probs(to_data_proto(rows, pad_token_id=PADDING, context_kind="turn"))

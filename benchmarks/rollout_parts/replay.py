@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from agent_system.adapters.rollout_worker import build_prompts, load_tasks, prompt_budget
+from agent_system.adapters.rollout_worker import build_prompts, load_tasks
 from agent_system.environments.env_package.sciworld.gold import gold_paths
 from agent_system.environments.pool import EnvPool
 from agent_system.interfaces import AsyncEnv
@@ -88,7 +88,7 @@ class Games:
             build_prompts(config),
             load_tokenizer(config.actor_rollout_ref.model),
             config.env,
-            prompt_budget(config),
+            config.data.max_prompt_length,
         )
 
 

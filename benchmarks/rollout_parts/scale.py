@@ -20,6 +20,7 @@ from rollout_parts.report import share, show
 from rollout_parts.scripted import PACKAGE, ScriptedOptions, ScriptedPool, task_sets
 from rollout_parts.simulated import Latencies
 from verl.config.compose import compose_config
+from verl.config.plan import make_plan
 from verl.config.root import PPOConfig
 from verl.workers.rollout.rollout_workers import RolloutPlacement, RolloutWorkers
 
@@ -134,7 +135,7 @@ def local_ray(replicas: int) -> Iterator[None]:
 def measure(config: PPOConfig, replicas: int, options: argparse.Namespace) -> Load:
     """The median of `options.repeats` rollouts by their seconds, after a short one."""
     group = RolloutWorkers(
-        ScaleWorker, config, "cpu", [RolloutPlacement("SPREAD", 1, 0)] * replicas,
+        ScaleWorker, config, make_plan(config), [RolloutPlacement("SPREAD", 1, 0)] * replicas,
         {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
     )  # fmt: skip
     try:

@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from agent_system.adapters.rollout_worker import max_model_len
 from agent_system.types import SamplingParams
 from verl.config.compose import compose_config
 from verl.config.model import ModelConfig
+from verl.config.plan import make_plan
 from verl.config.root import PPOConfig
 from verl.utils.loop_thread import LoopThread
-from verl.workers.model_loading import load_causal_lm, load_tokenizer, resolve_dtype
+from verl.workers.model_loading import load_causal_lm, load_tokenizer
 from verl.workers.rollout.base import Generation, RolloutEngine, SamplingSettings
 from verl.workers.rollout.engines import build_engine
 from verl.workers.weight_sync import WeightUpdate, pack_weights
@@ -107,9 +107,7 @@ class Session:
         self.config = config
         self.engine = engine
         self._loop = loop
-        policy = config.actor_rollout_ref
-        dtype = resolve_dtype(policy.rollout.dtype, auto=torch.float32)
-        model = load_causal_lm(policy.model, dtype)
+        model = load_causal_lm(config.actor_rollout_ref.model, make_plan(config).engine.dtype)
         self._weights = pack_weights(model.state_dict())
         self._version = 0
 
@@ -128,7 +126,7 @@ def open_session(config: PPOConfig) -> Iterator[Session]:
     torch.set_num_threads(config.trainer.cpu_threads_per_worker)
     # vLLM computes in processes of its own, which inherit this
     os.environ["OMP_NUM_THREADS"] = str(config.trainer.cpu_threads_per_worker)
-    engine = build_engine(config.actor_rollout_ref, "cpu", max_model_len(config))
+    engine = build_engine(config.actor_rollout_ref, make_plan(config).engine)
     try:
         engine.start()
         loop = LoopThread(name="benchmark")

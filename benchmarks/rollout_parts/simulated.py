@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from verl.config.actor import ActorRolloutRefConfig
+from verl.config.plan import EnginePlan
 from verl.workers.model_loading import load_tokenizer
 from verl.workers.rollout.base import Generation, RolloutEngine, SamplingSettings
 from verl.workers.weight_sync import WeightUpdate
@@ -165,9 +166,7 @@ class SimulatedEngine:
         self._set_timer()
 
 
-def build_simulated(
-    config: ActorRolloutRefConfig, device: str, max_model_len: int
-) -> RolloutEngine:
+def build_simulated(config: ActorRolloutRefConfig, plan: EnginePlan) -> RolloutEngine:
     """`SimulatedEngine` with the latencies in the file `config.model.path`."""
     answer_ids = load_tokenizer(config.model).encode(ANSWER, add_special_tokens=False)
     latencies = Latencies.read(config.model.path)

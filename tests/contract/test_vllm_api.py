@@ -18,6 +18,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully
 
 from verl.config.actor import ActorRolloutRefConfig, RolloutConfig
 from verl.config.model import ModelConfig
+from verl.config.plan import EnginePlan
 from verl.config.transport import transport_environment
 from verl.trainer.ppo.placement import engine_placement
 from verl.workers.rollout.vllm_rollout.arguments import engine_args
@@ -277,7 +278,8 @@ def test_engine_arguments_of_a_gpu_are_vllms(tmp_path, settings, transport, back
     config = ActorRolloutRefConfig(
         model=ModelConfig(path=str(tmp_path)), rollout=RolloutConfig(**settings)
     )
-    args = AsyncEngineArgs(**engine_args(config, "cuda", 128, transport))
+    plan = EnginePlan("vllm", "cuda", torch.bfloat16, 128, transport)
+    args = AsyncEngineArgs(**engine_args(config, plan))
     assert getattr(args.weight_transfer_config, "backend", None) == backend
     many = config.rollout.tensor_model_parallel_size > 1
     assert args.distributed_executor_backend == ("ray" if many else None)

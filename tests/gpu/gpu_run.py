@@ -19,6 +19,7 @@ from verl.algorithms.aggregation import loss_normalizers
 from verl.algorithms.entropy_control import StepContext
 from verl.config.compose import compose_config
 from verl.config.machine import check_machine
+from verl.config.plan import RunPlan, make_plan
 from verl.config.root import PPOConfig
 from verl.trainer.ppo.cluster import Workers, start_ray, start_workers
 from verl.workers.rollout.base import Generation
@@ -36,8 +37,8 @@ ROWS = 4
 class TrainingWorker:
     """A rollout worker without environments."""
 
-    def __init__(self, config: PPOConfig, rank: int, num_workers: int, device: str) -> None:
-        self._engine = build_engine(config.actor_rollout_ref, device, max_model_len=256)
+    def __init__(self, config: PPOConfig, plan: RunPlan, rank: int) -> None:
+        self._engine = build_engine(config.actor_rollout_ref, plan.engine)
 
     def start(self) -> None:
         self._engine.start()
@@ -72,6 +73,9 @@ def gpu_config(policy_path: str, *overrides: str) -> PPOConfig:
             "actor_rollout_ref.actor.ppo_mini_batch_size=4",
             "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4",
             "actor_rollout_ref.actor.optim.lr=0.01",
+            "actor_rollout_ref.rollout.max_model_len=256",
+            "data.max_prompt_length=128",
+            "data.max_response_length=128",
             "trainer.device=cuda",
             *overrides,
         ],
@@ -82,13 +86,13 @@ def gpu_config(policy_path: str, *overrides: str) -> PPOConfig:
 @contextmanager
 def gpu_run(config: PPOConfig) -> Iterator[Workers]:
     """Checked, started and ended as the trainer does it."""
-    device = config.trainer.device
-    check_machine(config, device)
-    start_ray(config, device)
+    plan = make_plan(config)
+    check_machine(config, plan)
+    start_ray(config, plan)
     workers = None
     try:
         world: Any = SimpleNamespace(worker_class=TrainingWorker)
-        workers = start_workers(config, world, None, total_steps=10)
+        workers = start_workers(config, plan, world, None, total_steps=10)
         yield workers
     finally:
         if workers is not None:

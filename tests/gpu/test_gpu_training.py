@@ -14,7 +14,9 @@ import ray
 import torch
 
 from verl import DataProto
-from verl.trainer.ppo.cluster import resource_pool, start_ray, start_trainers
+from verl.config.plan import make_plan
+from verl.trainer.ppo.cluster import start_ray, start_trainers
+from verl.trainer.ppo.placement import trainer_pool
 
 from .gpu_run import RESPONSE, gpu_config, rows_of
 
@@ -32,9 +34,10 @@ def log_probs_with(policy_path: str, attention: str) -> torch.Tensor:
         rows["response_mask"][row, length:] = 0
         rows["attention_mask"][row, -RESPONSE:] = rows["response_mask"][row]
     data = DataProto.from_dict(rows)
-    start_ray(config, "cuda")
+    plan = make_plan(config)
+    start_ray(config, plan)
     try:
-        actor = start_trainers(config, resource_pool(config), None, 1)["actor"]
+        actor = start_trainers(config, plan, trainer_pool(config, plan), None, 1)["actor"]
         log_probs = actor.compute_log_prob(data).batch["old_log_probs"]
     finally:
         ray.shutdown()

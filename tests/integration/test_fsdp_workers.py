@@ -1,6 +1,7 @@
 """The FSDP workers on a real Ray cluster: 1 rank and 2 ranks train alike and share checkpoints."""
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,8 @@ from verl.config.actor import ActorConfig, ActorRolloutRefConfig, RolloutConfig
 from verl.config.critic import CriticConfig, CriticModelConfig
 from verl.config.model import ModelConfig
 from verl.config.optim import OptimConfig
+from verl.config.plan import EnginePlan, make_plan
+from verl.config.root import PPOConfig
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.single_controller.ray.base import (
     RayClassWithInitArgs,
@@ -84,6 +87,13 @@ def actor_config(path, engine="hf", **model):
     )
 
 
+def plan_for(engine, has_adapters):
+    """Transfers are asked for where a test replaces the sender."""
+    transport, adapters = "nccl", has_adapters and engine == "vllm"
+    engine_plan = EnginePlan(engine, "cpu", torch.float32, P + T, transport, adapters)
+    return replace(make_plan(PPOConfig()), engine=engine_plan, has_reference=True)
+
+
 def start(path, ranks, lora_rank=0, engine="hf", actor_class=PolicyWorker):
     """Actor and critic, colocated, on `ranks` processes."""
     runtime = WorkerRuntime("cpu", seed=1, cpu_threads=1)
@@ -93,9 +103,9 @@ def start(path, ranks, lora_rank=0, engine="hf", actor_class=PolicyWorker):
     actor = RayClassWithInitArgs(
         ray.remote(actor_class),
         actor_config(path, engine, lora_rank=lora_rank),
+        plan_for(engine, has_adapters=lora_rank > 0),
         runtime,
         MeanEntropy(),
-        True,
     )
     classes = {
         "actor": actor,
@@ -235,7 +245,7 @@ def test_a_broken_batch_is_skipped_on_all_ranks(two, batch):
 
 
 def test_published_weights_are_sampled_from(two, batch, model_path):
-    engine = build_engine(actor_config(model_path), "cpu", P + T)
+    engine = build_engine(actor_config(model_path), EnginePlan("hf", "cpu", torch.float32, P + T))
     engine.start()
     prompt = batch.batch["input_ids"][0, :P].tolist()
     sampling = SamplingParams(max_tokens=T, temperature=TEMPERATURE, seed=3)
@@ -357,7 +367,7 @@ def test_a_transfer_sends_whole_weights_to_every_engine_in_order(model_path, bat
     actor.use_fake_sender()
     receivers = [Receiver.remote() for _ in range(2)]
     rollouts = SimpleNamespace(workers=receivers, ask_for_weights=lambda fetch: None)
-    sync = TransferSync("nccl", actor, rollouts, gpus_each=2, trainers_wait=True)
+    sync = TransferSync(actor, rollouts, gpus_each=2, trainers_wait=True)
     training_step(workers, batch)
     sync.sync(3)
     want = weights_of(workers)

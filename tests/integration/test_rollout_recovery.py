@@ -12,6 +12,7 @@ import psutil
 import pytest
 import ray
 
+from verl.config.plan import make_plan
 from verl.config.root import PPOConfig
 from verl.config.trainer import RunConfig
 from verl.utils.errors import UserError
@@ -39,7 +40,7 @@ class ScriptedWorker:
     its weights (`lose`) or waits for ever (`hang`), for instance `1 die`.
     """
 
-    def __init__(self, config, rank, num_workers, device):
+    def __init__(self, config, plan, rank):
         self._folder = Path(config.trainer.default_local_dir) / str(rank)
         self._weights = "none"
         self._loop = None
@@ -124,7 +125,7 @@ def scripted(cluster, tmp_path):
             (tmp_path / str(rank) / "plan").write_text("\n".join(plan))
         config = PPOConfig(epo=None, env=None, trainer=RunConfig(default_local_dir=str(tmp_path)))
         places = [RolloutPlacement("SPREAD", num_cpus=1, num_gpus=0)] * len(plans)
-        groups.append(RolloutWorkers(ScriptedWorker, config, "cpu", places, {}))
+        groups.append(RolloutWorkers(ScriptedWorker, config, make_plan(config), places, {}))
         groups[-1].wait_until_started()
         return groups[-1]
 

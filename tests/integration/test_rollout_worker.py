@@ -24,6 +24,7 @@ from agent_system.config import (
 )
 from agent_system.types import Episode, SamplingParams
 from verl.config.algorithm import DataConfig
+from verl.config.plan import make_plan
 from verl.config.root import PPOConfig
 from verl.config.trainer import RunConfig
 from verl.workers.rollout.rollout_workers import RolloutPlacement, RolloutWorkers
@@ -210,7 +211,9 @@ def test_a_worker_killed_in_mid_rollout_changes_nothing(cluster, model_path, tmp
     config = make_config(model_path, "trajectory", tmp_path)
     episodes = make_episodes(config)
     places = [RolloutPlacement("SPREAD", num_cpus=1, num_gpus=0)] * 2
-    group = RolloutWorkers(RolloutWorker, config, "cpu", places, {"OMP_NUM_THREADS": "1"})
+    group = RolloutWorkers(
+        RolloutWorker, config, make_plan(config), places, {"OMP_NUM_THREADS": "1"}
+    )
     group.wait_until_started()
     update = ray.put(WeightUpdate(5, pack_weights(random_model(seed=1).state_dict())))
     group.update_weights(update)

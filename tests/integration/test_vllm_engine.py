@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from agent_system.types import SamplingParams
 from verl.config.actor import ActorRolloutRefConfig
 from verl.config.model import ModelConfig
+from verl.config.plan import EnginePlan
 from verl.config.shipped import SMALL_POLICY
 from verl.utils.errors import UserError
 from verl.workers.model_loading import load_causal_lm
@@ -94,7 +95,9 @@ def running_engine(model: ModelConfig, **rollout) -> Iterator[RolloutEngine]:
     config.rollout = replace(
         config.rollout, name="vllm", max_num_seqs=16, cpu_kv_cache_gb=0.25, **rollout
     )
-    engine = build_engine(config, "cpu", MAX_LEN)
+    adapters = model.lora_rank > 0
+    plan = EnginePlan("vllm", "cpu", torch.float32, MAX_LEN, takes_adapters=adapters)
+    engine = build_engine(config, plan)
     engine.start()
     try:
         yield engine

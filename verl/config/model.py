@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from verl.config.fields import setting
+from verl.utils.errors import UserError
 
 DTYPES = ("auto", "float32", "bfloat16")
 LOAD_METHODS = ("auto", "local", "huggingface")
@@ -69,3 +72,15 @@ class MicroBatchConfig:
     micro_batch_size_per_gpu: int | None = setting(None, "rows a forward pass", least=1)
     use_dynamic_bsz: bool = setting(False, "cut by tokens instead of rows")
     max_token_len_per_gpu: int = setting(16384, "tokens, when cut by tokens", least=1)
+
+
+def resolve_dtype(name: str, auto: torch.dtype) -> torch.dtype:
+    """One of DTYPES by name; `auto` stands for the argument. Raises UserError on another name."""
+    if name not in DTYPES:
+        raise UserError(f"dtype {name!r} is not supported; use one of {', '.join(DTYPES)}")
+    return auto if name == "auto" else getattr(torch, name)
+
+
+def compute_dtype(name: str, device: str) -> torch.dtype:
+    """The same, where `auto` is bfloat16 on cuda and float32 on cpu."""
+    return resolve_dtype(name, torch.bfloat16 if device == "cuda" else torch.float32)

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import ray
 
+from verl.config.plan import make_plan
 from verl.config.saved import load_saved
 from verl.trainer.cli import run_cli
 from verl.trainer.main_eval import split_checkpoint
-from verl.trainer.ppo.cluster import resolve_device, resource_pool, start_ray, start_trainers
+from verl.trainer.ppo.cluster import start_ray, start_trainers
+from verl.trainer.ppo.placement import trainer_pool
 from verl.trainer.ppo.ray_trainer import total_training_steps
 from verl.utils.errors import UserError
 
@@ -27,13 +29,15 @@ def main(arguments: list[str]) -> None:
     if len(outputs) != 1 or Path(outputs[0]).exists():
         raise UserError(f"output={outputs}: name exactly one folder that does not exist yet")
     target = Path(outputs[0]).absolute()
-    overrides = ["trainer.val_only=true", *(a for a in rest if not a.startswith("output="))]
+    # no engine is built, so this machine need not be able to send weights to one
+    overrides = ["trainer.val_only=true", "actor_rollout_ref.rollout.weight_sync=auto"]
+    overrides += [a for a in rest if not a.startswith("output=")]
     _, config = load_saved(checkpoint.parent / "config.yaml", overrides)
-    start_ray(config, resolve_device(config.trainer.device))
+    plan = make_plan(config)
+    start_ray(config, plan)
     try:
-        actor = start_trainers(config, resource_pool(config), None, total_training_steps(config))[
-            "actor"
-        ]
+        pool, steps = trainer_pool(config, plan), total_training_steps(config)
+        actor = start_trainers(config, plan, pool, None, steps)["actor"]
         actor.load_checkpoint(str(checkpoint / "actor"))
         actor.export_hf(str(target))
     finally:

@@ -17,6 +17,7 @@ from typing import Any
 import ray
 import yaml
 
+from verl.config.plan import resolve_device
 from verl.config.sft import SFTConfig, compose_sft_config
 from verl.single_controller.ray.base import (
     RayClassWithInitArgs,
@@ -29,7 +30,6 @@ from verl.trainer.sft.batches import ConversationData
 from verl.trainer.sft.trainer import SFTTrainer
 from verl.trainer.sft.worker import SFTWorker
 from verl.utils.atomic import atomic_write_text
-from verl.utils.device import get_device_name
 from verl.utils.importing import load_object
 from verl.utils.logging import setup_logging
 from verl.utils.tracking import Tracking
@@ -123,7 +123,7 @@ def start_ray(config: SFTConfig) -> None:
 def start_workers(config: SFTConfig, total_steps: int) -> RayWorkerGroup:
     """One rank a GPU, or a process a rank on the CPU, with the model loaded."""
     run = config.trainer
-    device = get_device_name() if run.device == "auto" else run.device
+    device = resolve_device(run.device)
     runtime = WorkerRuntime(device, run.seed, run.cpu_threads_per_worker)
     workers = RayWorkerGroup(
         resource_pool=RayResourcePool(

@@ -15,18 +15,13 @@ from typing import Any
 import ray
 import yaml
 
-from verl.config.checks import check_config
+from verl.config.checks import check_values
 from verl.config.entropy_control import build_plugin
+from verl.config.machine import check_machine
+from verl.config.plan import RunPlan, make_plan
 from verl.config.root import PPOConfig
 from verl.trainer.ppo.checkpoint import CheckpointStore, check_has_critic, load_driver_state
-from verl.trainer.ppo.cluster import (
-    needs_critic,
-    needs_reference,
-    resolve_device,
-    rollout_worker_count,
-    start_ray,
-    start_workers,
-)
+from verl.trainer.ppo.cluster import start_ray, start_workers
 from verl.trainer.ppo.ray_trainer import RayPPOTrainer, total_training_steps
 from verl.utils.atomic import atomic_write_json, atomic_write_text
 from verl.utils.importing import resolve_choice
@@ -64,8 +59,9 @@ def training_run(config: PPOConfig, resolved: dict[str, Any]) -> Iterator[RayPPO
     `resolved` is the configuration as plain data; it is written to the run folder.
     """
     run_dir = Path(config.trainer.default_local_dir).absolute()
-    device = resolve_device(config.trainer.device)
-    check_config(config, device)
+    check_values(config)
+    plan = make_plan(config)
+    check_machine(config, plan)
     resolve_model_path(
         config.actor_rollout_ref.model.path, config.actor_rollout_ref.model.load_method
     )
@@ -74,28 +70,32 @@ def training_run(config: PPOConfig, resolved: dict[str, Any]) -> Iterator[RayPPO
     world.check()
     plugin = build_plugin(config)
     checkpoint = CheckpointStore(config.trainer).find()
-    if checkpoint is not None and needs_critic(config):
+    if checkpoint is not None and plan.has_critic:
         check_has_critic(checkpoint)
     run_dir.mkdir(parents=True, exist_ok=True)
     setup_logging(file=run_dir / "run.log")
-    environment = record_run(run_dir, config, resolved, world)
+    environment = record_run(run_dir, plan, resolved, world)
     logger.info(
         "run folder %s; on %s: %d training and %d rollout workers with %d environments each",
         run_dir,
-        device,
+        plan.device,
         config.trainer.n_gpus_per_node * config.trainer.nnodes,
-        rollout_worker_count(config),
+        plan.rollout_workers,
         config.env.pool.slots_per_worker,
     )
-    start_ray(config, device)
+    start_ray(config, plan)
     tracker = None
     workers = None
     try:
         workers = start_workers(
-            config, world, plugin.regularizer if plugin else None, total_training_steps(config)
+            config,
+            plan,
+            world,
+            plugin.regularizer if plugin else None,
+            total_training_steps(config),
         )
         tracker = start_tracker(config, resolved | {"environment": environment}, run_dir)
-        yield RayPPOTrainer(config, world, workers, plugin, tracker)
+        yield RayPPOTrainer(config, plan, world, workers, plugin, tracker)
     finally:
         if workers is not None:
             workers.rollouts.close()
@@ -131,7 +131,7 @@ def start_tracker(config: PPOConfig, record: dict[str, Any], run_dir: Path) -> T
 
 
 def record_run(
-    run_dir: Path, config: PPOConfig, resolved: dict[str, Any], world: AgentWorld
+    run_dir: Path, plan: RunPlan, resolved: dict[str, Any], world: AgentWorld
 ) -> dict[str, Any]:
     """`config.yaml` and `environment.json`: what was run, with which versions, on which tasks.
 
@@ -145,8 +145,8 @@ def record_run(
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": installed_versions(),
-        "device": resolve_device(config.trainer.device),
-        "reference_policy": needs_reference(config),
+        "device": plan.device,
+        "reference_policy": plan.has_reference,
         **task_lists,
     }
     atomic_write_json(run_dir / "environment.json", environment)

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+import ray
 import torch
 
 from verl.algorithms.entropy_control import EntropyRegularizer
 from verl.config.actor import ActorRolloutRefConfig
 from verl.config.critic import CriticConfig
-from verl.config.machine import resolve_engine
 from verl.config.model import MicroBatchConfig
+from verl.config.plan import RunPlan
 from verl.protocol import DataProto
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.single_controller.base.worker import Worker
@@ -29,24 +29,13 @@ from verl.workers.model_loading import (
     load_causal_lm,
     load_value_model,
     packs_rows,
-    resolve_dtype,
-    save_causal_lm,
 )
 from verl.workers.passes import measure
 from verl.workers.runtime import WorkerRuntime
 from verl.workers.sharded_model import ShardedModel
 from verl.workers.update_context import UpdateContext
-from verl.workers.weight_sync import (
-    LoraAdapter,
-    WeightUpdate,
-    checksum,
-    is_adapter,
-    lora_adapters,
-    merge_lora,
-    pack_weights,
-)
 from verl.workers.weight_sync.client import Receivers
-from verl.workers.weight_sync.gather import full_parameters
+from verl.workers.weight_sync.source import PolicyWeights, export
 
 
 class TrainingWorker(Worker):
@@ -76,18 +65,17 @@ class PolicyWorker(TrainingWorker):
     def __init__(
         self,
         config: ActorRolloutRefConfig,
+        plan: RunPlan,
         runtime: WorkerRuntime,
         regularizer: EntropyRegularizer | None,
-        with_ref: bool,
     ) -> None:
         super().__init__()
         setup_logging(worker=self.rank)
         self._config = config
+        self._plan = plan
         self._runtime = runtime
         self._regularizer = regularizer
-        self._with_ref = with_ref
         self._packed = packs_rows(config.model, runtime.device)
-        self._sender: Any = None
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def init_model(self, total_training_steps: int) -> None:
@@ -102,9 +90,9 @@ class PolicyWorker(TrainingWorker):
             load, actor.fsdp_config, self._runtime, actor.optim, total_training_steps
         )
         self._reference = None
-        if self._with_ref and model.lora_rank > 0:
+        if self._plan.has_reference and model.lora_rank > 0:
             self._reference = ReferencePolicy(self._sharded, is_actor=True)
-        elif self._with_ref:
+        elif self._plan.has_reference:
             frozen = ShardedModel(load, self._config.ref.fsdp_config, self._runtime)
             self._reference = ReferencePolicy(frozen, is_actor=False)
         self._actor = DataParallelPPOActor(
@@ -115,6 +103,8 @@ class PolicyWorker(TrainingWorker):
             regularizer=self._regularizer,
             reference=self._reference,
         )
+        checked = self._config.rollout.check_weights
+        self._weights = PolicyWeights(self._sharded, model, self._plan.engine, checked=checked)
 
     @register(dispatch_mode=Dispatch.DP_COMPUTE_PROTO)
     def compute_log_prob(self, data: DataProto) -> DataProto:
@@ -154,66 +144,24 @@ class PolicyWorker(TrainingWorker):
         return self._actor.update_policy(data.batch, context)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def publish_weights(self, version: int) -> list[Any]:
-        """Rank 0 returns [object reference] of a `WeightUpdate` in the engines' dtype, the others
-        []. vLLM gets the adapters of a LoRA policy, else an update holds the (merged) weights."""
-        import ray
-
-        rollout, adapter = self._config.rollout, self._published_adapter()
-        weights = self._full_weights() if adapter is None else self._adapters()
-        if self._sharded.rank != 0:
-            return []
-        dtype = self._wire_dtype()
-        packed = pack_weights({name: tensor.to(dtype) for name, tensor in weights.items()})
-        compared = checksum(packed) if rollout.check_weights else None
-        return [ray.put(WeightUpdate(version, packed, adapter, compared))]
+    def publish_weights(self, version: int) -> list[ray.ObjectRef]:
+        """See `PolicyWeights.publish`."""
+        return self._weights.publish(version)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def connect_rollouts(self, transport: str, receivers: Receivers) -> None:
-        """Open this rank's end of vLLM's weight transfer, anew if there was one."""
-        from verl.workers.weight_sync.sender import PolicySource, WeightSender
-
-        if self._sender is not None:
-            self._sender.close()
-        source = PolicySource(self._sharded.model, self._wire_dtype(), self._sharded.device)
-        self._sender = WeightSender(
-            transport, source, receivers, self.rank, self.get_available_master_addr_port()
-        )
+    def connect_rollouts(self, receivers: Receivers) -> None:
+        """See `PolicyWeights.connect`."""
+        self._weights.connect(receivers, self.get_available_master_addr_port())
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def send_weights(self, version: int) -> None:
-        """Send the weights to the engines that `connect_rollouts` connected."""
-        self._sender.send(version)
+        """See `PolicyWeights.send`."""
+        self._weights.send(version)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def export_hf(self, path: str) -> None:
         """Write the merged policy and its tokenizer as a Hugging Face folder."""
-        weights = self._full_weights()
-        if self._sharded.rank == 0:
-            save_causal_lm(self._config.model, weights, Path(path))
-
-    def _full_weights(self) -> dict[str, torch.Tensor]:
-        """On rank 0; empty on the others, which take part in gathering."""
-        model = self._config.model
-        scaling = model.lora_alpha / model.lora_rank if model.lora_rank > 0 else 0.0
-        return merge_lora(self._sharded.full_state_dict(), scaling)
-
-    def _adapters(self) -> dict[str, torch.Tensor]:
-        """On the CPU; every rank takes part in gathering, only the adapters are gathered."""
-        adapters = full_parameters(
-            self._sharded.model, self._wire_dtype(), self._sharded.device, is_adapter
-        )
-        return lora_adapters({name: tensor.cpu() for name, tensor in adapters})
-
-    def _published_adapter(self) -> LoraAdapter | None:
-        model = self._config.model
-        if model.lora_rank == 0 or resolve_engine(self._config.rollout.name) != "vllm":
-            return None
-        return LoraAdapter(model.lora_rank, model.lora_alpha)
-
-    def _wire_dtype(self) -> torch.dtype:
-        auto = torch.bfloat16 if self._runtime.device == "cuda" else torch.float32
-        return resolve_dtype(self._config.rollout.dtype, auto=auto)
+        export(self._sharded, self._config.model, Path(path))
 
 
 class CriticWorker(TrainingWorker):

@@ -137,18 +137,6 @@ def save_causal_lm(config: ModelConfig, weights: Mapping[str, torch.Tensor], fol
     load_tokenizer(config).save_pretrained(folder)
 
 
-def resolve_dtype(name: str, auto: torch.dtype) -> torch.dtype:
-    """float32 or bfloat16 by name; `auto` stands for the argument.
-
-    Raises:
-        UserError: any other name.
-    """
-    dtypes = {"auto": auto, "float32": torch.float32, "bfloat16": torch.bfloat16}
-    if name not in dtypes:
-        raise UserError(f"dtype {name!r} is not supported; use one of {', '.join(dtypes)}")
-    return dtypes[name]
-
-
 def resolve_attn_implementation(name: str, device: str) -> str:
     """`auto` is flash_attention_2 on cuda when the package is there, else sdpa."""
     if name != "auto":

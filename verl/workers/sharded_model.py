@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,10 +31,9 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from verl.config.model import FSDPConfig
+from verl.config.model import FSDPConfig, compute_dtype, resolve_dtype
 from verl.config.optim import OptimConfig
 from verl.utils.errors import UserError
-from verl.workers.model_loading import resolve_dtype
 from verl.workers.optimizer import build_optimizer, build_schedule, resume_schedule
 from verl.workers.runtime import WorkerRuntime
 
@@ -181,10 +180,7 @@ class ShardedModel:
         A tied weight is there under the first of its names.
         """
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        weights = get_model_state_dict(self.model, options=options)
-        unique = {name for name, _ in self.model.named_parameters()}
-        aliases = {n for n, _ in self.model.named_parameters(remove_duplicate=False)} - unique
-        return {name: tensor for name, tensor in weights.items() if name not in aliases}
+        return under_first_names(self.model, get_model_state_dict(self.model, options=options))
 
     def save_checkpoint(self, path: Path) -> None:
         """Write model, optimiser, schedule and random state into the folder `path`.
@@ -228,13 +224,18 @@ class ShardedModel:
         return {"model": model, "optimizer": optimizer, "schedule": self.schedule.state_dict()}
 
 
+def under_first_names(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`weights` of `model` without the further names of tied ones."""
+    unique = {name for name, _ in model.named_parameters()}
+    aliases = {name for name, _ in model.named_parameters(remove_duplicate=False)} - unique
+    return {name: tensor for name, tensor in weights.items() if name not in aliases}
+
+
 def shard_model(
     model: PreTrainedModel, mesh, fsdp: FSDPConfig, device: str, *, offload: bool
 ) -> None:
     """`fully_shard` every decoder layer and then the rest, in place."""
-    compute = resolve_dtype(
-        fsdp.mixed_precision, auto=torch.bfloat16 if device == "cuda" else torch.float32
-    )
+    compute = compute_dtype(fsdp.mixed_precision, device)
     options = {
         "mesh": mesh,
         "mp_policy": MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32),

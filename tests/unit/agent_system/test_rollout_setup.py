@@ -4,6 +4,7 @@ import asyncio
 import logging
 import threading
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,11 @@ from agent_system.adapters.rollout_worker import (
     RolloutWorker,
     check_environment,
     load_tasks,
-    max_model_len,
-    prompt_budget,
 )
 from agent_system.config import ContextConfig, EnvConfig, PoolConfig, TaskSetConfig
 from agent_system.environments.pool import EnvPoolError
 from verl.config.algorithm import DataConfig
+from verl.config.plan import make_plan
 from verl.config.root import PPOConfig
 from verl.config.trainer import RunConfig
 from verl.utils.errors import UserError
@@ -112,18 +112,6 @@ def test_closing_cancels_what_runs_and_ends_the_thread():
     assert "short-lived" not in [thread.name for thread in threading.enumerate()]
 
 
-def test_the_prompt_budget_leaves_room_for_a_response():
-    config = make_config()
-    assert (max_model_len(config), prompt_budget(config)) == (120, 100)
-    config.actor_rollout_ref.rollout.max_model_len = 90
-    assert prompt_budget(config) == 90 - 20
-    config.actor_rollout_ref.rollout.max_model_len = 500
-    assert prompt_budget(config) == 100
-    config.actor_rollout_ref.rollout.max_model_len = 20
-    with pytest.raises(UserError, match="max_model_len=20 leaves no room"):
-        prompt_budget(config)
-
-
 def test_task_lists_by_name():
     config = make_config(
         train=TaskSetConfig(name="L0_train", tasks=["boil"], max_tasks=5),
@@ -187,9 +175,14 @@ def test_check_environment_says_what_is_wrong(env, message):
         check_environment(make_config(**env))
 
 
+def worker_of(config, rank):
+    """One of two."""
+    return RolloutWorker(config, replace(make_plan(config), rollout_workers=2), rank)
+
+
 def test_a_worker_needs_a_rank():
     with pytest.raises(ValueError, match="rank=2 is not one of 2"):
-        RolloutWorker(make_config(), rank=2, num_workers=2, device="cpu")
+        worker_of(make_config(), rank=2)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +192,7 @@ def test_a_worker_needs_a_rank():
 def test_environments_log_to_the_run_folder_unless_told(chosen, expected):
     config = make_config(pool=PoolConfig(log_dir=chosen))
     config.trainer = RunConfig(default_local_dir="run")
-    worker = RolloutWorker(config, rank=1, num_workers=2, device="cpu")
+    worker = worker_of(config, rank=1)
     assert Path(worker._pool_config().log_dir) == Path(expected)
 
 
@@ -207,14 +200,14 @@ def test_a_started_worker_logs_to_the_run_folder(tmp_path, clean_logging):
     config = make_config(env_name="chess")
     config.trainer = RunConfig(default_local_dir=str(tmp_path / "run"))
     with pytest.raises(UserError, match="unknown environment"):
-        RolloutWorker(config, rank=1, num_workers=2, device="cpu").start()
+        worker_of(config, rank=1).start()
     logging.getLogger("agent_system.progress").warning("slot 3 stalls")
     written = (tmp_path / "run" / "rollout_001.log").read_text()
     assert written.endswith("WARNING [worker rollout_001] agent_system.progress: slot 3 stalls\n")
 
 
 def test_a_worker_that_never_started_can_be_closed():
-    RolloutWorker(make_config(), rank=0, num_workers=1, device="cpu").close()
+    worker_of(make_config(), rank=0).close()
 
 
 def test_an_engine_that_gave_up_is_a_sentence_with_a_remedy(tmp_path):
@@ -227,7 +220,7 @@ def test_an_engine_that_gave_up_is_a_sentence_with_a_remedy(tmp_path):
 
     config = make_config()
     config.trainer = RunConfig(default_local_dir=str(tmp_path))
-    worker = RolloutWorker(config, rank=1, num_workers=2, device="cpu")
+    worker = worker_of(config, rank=1)
     worker._engine = GivenUp()
     for action in (worker.sleep, lambda: worker.update_weights(None)):
         with pytest.raises(UserError) as caught:
@@ -244,7 +237,7 @@ def test_environments_that_keep_failing_are_a_sentence_with_a_remedy(loop):
             yield "a trajectory"
             raise EnvPoolError("environment slot 3 had to be replaced 4 times")
 
-    worker = RolloutWorker(make_config(), rank=1, num_workers=2, device="cpu")
+    worker = worker_of(make_config(), rank=1)
     worker._engine, worker._collector, worker._loop = None, Collector(), loop
     trajectories = worker.collect([], None, 0)
     assert next(trajectories) == "a trajectory"
@@ -278,4 +271,4 @@ def test_those_who_cancel_at_once_do_not_cancel_each_other(loop):
 
 
 def test_a_worker_that_never_started_has_nothing_to_cancel():
-    RolloutWorker(make_config(), rank=0, num_workers=1, device="cpu").cancel()
+    worker_of(make_config(), rank=0).cancel()

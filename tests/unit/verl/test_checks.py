@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -10,6 +11,7 @@ from verl.config import machine as machine_module
 from verl.config.checks import TOKEN_LIMITS, check_values
 from verl.config.compose import compose_config
 from verl.config.machine import Machine, check_machine
+from verl.config.plan import make_plan
 from verl.utils.errors import UserError
 
 ACTOR = "actor_rollout_ref.actor"
@@ -23,6 +25,12 @@ SMALL = Machine(cores=2, memory_gb=8.0, gpus=0)
 def config(*overrides, preset="ppo_trainer"):
     mini = ["actor_rollout_ref.actor.ppo_mini_batch_size=64", "critic.ppo_mini_batch_size=16"]
     return compose_config(["actor_rollout_ref.model.path=m", *mini, *overrides], preset)[1]
+
+
+def check(asked, device, machine):
+    """As the trainer does it on a machine with such devices."""
+    asked = replace(asked, trainer=replace(asked.trainer, device=device))
+    check_machine(asked, make_plan(asked), machine)
 
 
 @pytest.mark.parametrize("preset", ["ppo_trainer", "launch", "quickstart", "smollm2"])
@@ -119,7 +127,7 @@ def test_turn_context_allows_any_mini_batch():
 
 
 def test_quickstart_fits_two_cores_and_eight_gigabytes():
-    assert check_machine(config(preset="quickstart"), "cpu", SMALL) is None
+    assert check(config(preset="quickstart"), "cpu", SMALL) is None
 
 
 @pytest.mark.parametrize(
@@ -137,7 +145,7 @@ def test_quickstart_fits_two_cores_and_eight_gigabytes():
 )
 def test_machine_too_small(overrides, device, machine, message):
     with pytest.raises(UserError, match=message):
-        check_machine(config(*overrides), device, machine)
+        check(config(*overrides), device, machine)
 
 
 def sparse_weights(folder, gigabytes):
@@ -165,23 +173,23 @@ def test_model_weights_count_towards_memory(overrides, needed, by_name, tmp_path
     monkeypatch.setattr(machine_module, "SMALL_POLICY", folder)
     model = f"actor_rollout_ref.model.path={'small' if by_name else folder}"
     asked = config(model, HF, *overrides)
-    check_machine(asked, "cpu", Machine(cores=2, memory_gb=needed + 0.04, gpus=0))
+    check(asked, "cpu", Machine(cores=2, memory_gb=needed + 0.04, gpus=0))
     with pytest.raises(UserError, match=rf"about {needed} GB"):
-        check_machine(asked, "cpu", Machine(cores=2, memory_gb=needed - 0.04, gpus=0))
+        check(asked, "cpu", Machine(cores=2, memory_gb=needed - 0.04, gpus=0))
 
 
 def test_gpu_rollout_workers_need_a_gpu_each_on_a_cluster_too():
     address = "ray_kwargs.ray_init.address=auto"
     places = ["trainer.nnodes=2", "trainer.n_gpus_per_node=4", address]
-    check_machine(config("actor_rollout_ref.rollout.workers=8", *places), "cuda", SMALL)
+    check(config("actor_rollout_ref.rollout.workers=8", *places), "cuda", SMALL)
     with pytest.raises(UserError, match=r"workers=9 engines of 1 GPUs .*8 GPUs.*lower it to 8"):
-        check_machine(config("actor_rollout_ref.rollout.workers=9", *places), "cuda", SMALL)
+        check(config("actor_rollout_ref.rollout.workers=9", *places), "cuda", SMALL)
 
 
 @pytest.fixture
 def with_vllm(monkeypatch):
     """Whether or not it is installed here."""
-    monkeypatch.setattr(machine_module, "_is_installed", lambda package: True)
+    monkeypatch.setattr(machine_module, "is_installed", lambda package: True)
 
 
 def test_vllm_counts_its_processes_and_its_cache(with_vllm, tmp_path):
@@ -191,9 +199,9 @@ def test_vllm_counts_its_processes_and_its_cache(with_vllm, tmp_path):
     engine = [VLLM, "actor_rollout_ref.rollout.tensor_model_parallel_size=2"]
     asked = config(model, *engine, "actor_rollout_ref.rollout.cpu_kv_cache_gb=2.0")
     needed = 6.847
-    check_machine(asked, "cpu", Machine(cores=2, memory_gb=needed + 0.04, gpus=0))
+    check(asked, "cpu", Machine(cores=2, memory_gb=needed + 0.04, gpus=0))
     with pytest.raises(UserError, match=r"about 6\.8 GB"):
-        check_machine(asked, "cpu", Machine(cores=2, memory_gb=needed - 0.04, gpus=0))
+        check(asked, "cpu", Machine(cores=2, memory_gb=needed - 0.04, gpus=0))
 
 
 def test_the_processes_of_an_engine_need_a_core_each(with_vllm):
@@ -201,16 +209,16 @@ def test_the_processes_of_an_engine_need_a_core_each(with_vllm):
     with pytest.raises(
         UserError, match=r"workers x tensor_model_parallel_size asks for 4 .*2 core"
     ):
-        check_machine(asked, "cpu", SMALL)
+        check(asked, "cpu", SMALL)
 
 
 def test_engines_with_gpus_of_their_own_need_them_beside_the_trainers(with_vllm):
     # 4 for training + 2 engines * 2 = 8
     asked = ["actor_rollout_ref.rollout.tensor_model_parallel_size=2", "trainer.n_gpus_per_node=4"]
     asked += [VLLM, "actor_rollout_ref.rollout.mode=disaggregated"]
-    check_machine(config(*asked, "actor_rollout_ref.rollout.workers=2"), "cuda", ROOMY)
+    check(config(*asked, "actor_rollout_ref.rollout.workers=2"), "cuda", ROOMY)
     with pytest.raises(UserError, match=r"4 GPUs for training .* 6 for engines .* sees 8 on this"):
-        check_machine(config(*asked, "actor_rollout_ref.rollout.workers=3"), "cuda", ROOMY)
+        check(config(*asked, "actor_rollout_ref.rollout.workers=3"), "cuda", ROOMY)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +233,7 @@ def test_engines_with_gpus_of_their_own_need_them_beside_the_trainers(with_vllm)
 def test_engines_that_cannot_work_are_refused_at_the_start(overrides, device, message, with_vllm):
     keys = [f"actor_rollout_ref.rollout.{override}" for override in overrides]
     with pytest.raises(UserError, match=message):
-        check_machine(config(VLLM, *keys), device, ROOMY)
+        check(config(VLLM, *keys), device, ROOMY)
 
 
 @pytest.mark.parametrize(
@@ -245,21 +253,21 @@ def test_engines_that_cannot_work_are_refused_at_the_start(overrides, device, me
     ],
 )
 def test_what_a_model_needs_has_to_be_installed(overrides, device, message, monkeypatch):
-    monkeypatch.setattr(machine_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(machine_module, "is_installed", lambda package: False)
     with pytest.raises(UserError, match=message):
-        check_machine(config(*overrides), device, ROOMY)
+        check(config(HF, *overrides), device, ROOMY)
 
 
 def test_a_critic_that_is_not_built_needs_no_package(monkeypatch):
-    monkeypatch.setattr(machine_module.importlib.util, "find_spec", lambda name: None)
-    assert check_machine(config("critic.model.lora_rank=8"), "cpu", ROOMY) is None
+    monkeypatch.setattr(machine_module, "is_installed", lambda package: False)
+    assert check(config(HF, "critic.model.lora_rank=8"), "cpu", ROOMY) is None
 
 
 def test_a_cluster_is_not_measured_by_this_machine():
     cluster = config("ray_kwargs.ray_init.address=auto", "trainer.n_gpus_per_node=16")
-    assert check_machine(cluster, "cuda", SMALL) is None
+    assert check(cluster, "cuda", SMALL) is None
 
 
 def test_rollout_workers_are_spread_over_nodes():
     spread = config("actor_rollout_ref.rollout.workers=4", "trainer.nnodes=2")
-    assert check_machine(spread, "cpu", Machine(cores=2, memory_gb=100.0, gpus=0)) is None
+    assert check(spread, "cpu", Machine(cores=2, memory_gb=100.0, gpus=0)) is None

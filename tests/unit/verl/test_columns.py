@@ -1,5 +1,7 @@
 """The batch of a training step against the table of its columns."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -9,6 +11,7 @@ from verl.config.actor import ActorRolloutRefConfig, RolloutConfig
 from verl.config.algorithm import AlgorithmConfig
 from verl.config.critic import CriticConfig, CriticModelConfig
 from verl.config.model import ModelConfig
+from verl.config.plan import make_plan
 from verl.config.root import PPOConfig
 from verl.protocol.columns import COLUMNS, WORKER_COLUMNS
 from verl.trainer.ppo.advantage_stage import (
@@ -46,7 +49,8 @@ def test_a_training_step_makes_the_columns_of_the_table(tiny_model_path, single_
         ),
         critic=CriticConfig(model=CriticModelConfig(path=tiny_model_path, load_method="auto")),
     )
-    actor = PolicyWorker(config.actor_rollout_ref, single_rank, None, True)
+    plan = replace(make_plan(config), has_reference=True)
+    actor = PolicyWorker(config.actor_rollout_ref, plan, single_rank, None)
     critic = CriticWorker(config.critic, single_rank)
     actor.init_model(10)
     critic.init_model(10)

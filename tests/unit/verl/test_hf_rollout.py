@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from agent_system.types import SamplingParams
 from verl.config.actor import ActorRolloutRefConfig, RolloutConfig
 from verl.config.model import ModelConfig
+from verl.config.plan import EnginePlan
 from verl.utils.errors import UserError
 from verl.workers.forward import forward_inputs, policy_forward
 from verl.workers.model_loading import load_causal_lm, load_tokenizer
@@ -19,6 +21,7 @@ from verl.workers.rollout.row_cache import SLOT_ATTENTION
 from verl.workers.weight_sync import WeightUpdate, pack_weights
 
 MAX_LEN = 200
+PLAN = EnginePlan("hf", "cpu", torch.float32, MAX_LEN)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,7 @@ def engine(tiny_model_path):
 
 
 def make_engine(path, slots=8):
-    engine = build_engine(make_config(path, slots), "cpu", MAX_LEN)
+    engine = build_engine(make_config(path, slots), PLAN)
     engine.start()
     return engine
 
@@ -303,7 +306,7 @@ def test_an_error_in_a_prefill_fails_every_request(
     tiny_model_path, monkeypatch, broken_call, finished
 ):
     monkeypatch.setattr(batcher, "PREFILL_TOKENS", 8)  # a prefill for each prompt
-    engine = build_engine(make_config(tiny_model_path, slots=3), "cpu", MAX_LEN)
+    engine = build_engine(make_config(tiny_model_path, slots=3), PLAN)
     original, calls = engine._batcher._prefill, []
 
     def broken(requests):
@@ -399,6 +402,5 @@ def test_attention_windows_and_unknown_engines_are_refused(tiny_model_path):
     with pytest.raises(UserError, match="attention layers only"):
         HFRollout(model, tokenizer, max_num_seqs=2, max_model_len=101)
     unknown = ActorRolloutRefConfig(model=ModelConfig(path=tiny_model_path))
-    unknown.rollout.name = "sglang"
     with pytest.raises(UserError, match=r"rollout.name=sglang is unknown; available: hf, vllm"):
-        build_engine(unknown, "cpu", MAX_LEN)
+        build_engine(unknown, replace(PLAN, name="sglang"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from verl.config.model import ModelConfig
+from verl.config.model import ModelConfig, compute_dtype, resolve_dtype
 from verl.utils.errors import UserError
 from verl.workers import gguf_conversion, model_loading
 from verl.workers.model_loading import (
@@ -17,7 +17,6 @@ from verl.workers.model_loading import (
     load_value_model,
     packs_rows,
     resolve_attn_implementation,
-    resolve_dtype,
     resolve_model_path,
     save_causal_lm,
     stop_token_ids,
@@ -191,5 +190,8 @@ def test_attention_and_packing_follow_the_device(monkeypatch):
 def test_dtypes_by_name():
     assert resolve_dtype("auto", torch.bfloat16) is torch.bfloat16
     assert resolve_dtype("float32", torch.bfloat16) is torch.float32
+    assert compute_dtype("auto", "cuda") is torch.bfloat16
+    assert compute_dtype("auto", "cpu") is torch.float32
+    assert compute_dtype("bfloat16", "cpu") is torch.bfloat16
     with pytest.raises(UserError, match="'int8' is not supported"):
         resolve_dtype("int8", torch.float32)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from verl.config import machine as machine_module
 from verl.config.compose import compose_config
-from verl.config.placement import (
-    check_placement,
-    engine_processes_per_node,
-    rollout_worker_count,
-    rollout_workers_per_node,
-)
+from verl.config.machine import Machine, check_machine
+from verl.config.plan import make_plan
 from verl.single_controller.ray.base import RayResourcePool
 from verl.single_controller.ray.resource_pool import Place
 from verl.trainer.ppo.placement import engine_pool, rollout_placements, trainer_pool
 from verl.utils.errors import UserError
 
+ROOMY = Machine(cores=64, memory_gb=500.0, gpus=8)
 ROLLOUT = "actor_rollout_ref.rollout"
 
 
@@ -28,10 +26,18 @@ def config(gpus=4, nodes=1, tp=1, workers=None, mode="colocated", *overrides):
             f"{ROLLOUT}.tensor_model_parallel_size={tp}",
             f"{ROLLOUT}.workers={'null' if workers is None else workers}",
             f"{ROLLOUT}.mode={mode}",
+            f"{ROLLOUT}.name=vllm",
+            "trainer.device=cuda",
             *overrides,
         ],
         "ppo_trainer",
     )[1]
+
+
+@pytest.fixture
+def with_vllm(monkeypatch):
+    """Whether or not it is installed here."""
+    monkeypatch.setattr(machine_module, "is_installed", lambda package: True)
 
 
 @pytest.fixture
@@ -67,15 +73,16 @@ def summary(placement):
     ],
 )
 def test_counts(asked, count, per_node, processes):
-    assert rollout_worker_count(asked) == count
-    assert rollout_workers_per_node(asked) == per_node
-    assert engine_processes_per_node(asked) == processes
+    plan = make_plan(asked)
+    assert plan.rollout_workers == count
+    assert plan.rollout_workers_per_node == per_node
+    assert plan.engine_processes_per_node == processes
 
 
 def test_colocated_engines_take_half_of_the_gpu_of_their_trainer(places):
     asked = config(gpus=2, nodes=2)
-    pool = trainer_pool(asked, "cuda")
-    found = rollout_placements(asked, "cuda", pool)
+    pool = trainer_pool(asked, make_plan(asked))
+    found = rollout_placements(asked, make_plan(asked), pool)
     assert [summary(placement) for placement in found] == [
         ("group0", 0, 0.5), ("group0", 1, 0.5), ("group1", 0, 0.5), ("group1", 1, 0.5),
     ]  # fmt: skip
@@ -86,7 +93,7 @@ def test_colocated_engines_take_half_of_the_gpu_of_their_trainer(places):
 
 def test_a_tensor_parallel_engine_spans_neighbouring_bundles_of_one_node(places):
     asked = config(gpus=4, nodes=2, tp=2)
-    found = rollout_placements(asked, "cuda", trainer_pool(asked, "cuda"))
+    found = rollout_placements(asked, make_plan(asked), trainer_pool(asked, make_plan(asked)))
     # the worker itself needs no GPU: vLLM's actors on the bundles do
     assert [summary(placement) for placement in found] == [
         ("group0", 0, 0), ("group0", 2, 0), ("group1", 0, 0), ("group1", 2, 0),
@@ -100,10 +107,11 @@ def test_a_tensor_parallel_engine_spans_neighbouring_bundles_of_one_node(places)
 @pytest.mark.parametrize(("tp", "own", "bundles"), [(1, 1.0, None), (2, 0, "0,1")])
 def test_disaggregated_engines_get_whole_gpus(places, tp, own, bundles):
     asked = config(2, 1, tp, 3, "disaggregated")
-    assert engine_pool(asked).store == [tp] * 3  # a placement group each, so each on one node
-    trainers = trainer_pool(asked, "cuda")
+    plan = make_plan(asked)
+    assert engine_pool(asked, plan).store == [tp] * 3  # a placement group each, so each on one node
+    trainers = trainer_pool(asked, plan)
     assert trainers.share("cuda") == {"CPU": 1.0, "GPU": 1.0}
-    found = rollout_placements(asked, "cuda", trainers)
+    found = rollout_placements(asked, plan, trainers)
     assert [summary(placement) for placement in found] == [
         ("group0", 0, own), ("group1", 0, own), ("group2", 0, own),
     ]  # fmt: skip
@@ -114,46 +122,47 @@ def test_disaggregated_engines_get_whole_gpus(places, tp, own, bundles):
 
 @pytest.mark.parametrize("mode", ["colocated", "disaggregated"])
 def test_on_a_cpu_workers_are_spread_processes(mode):
-    asked = config(2, 1, 1, 3, mode)
-    pool = trainer_pool(asked, "cpu")
+    asked = config(2, 1, 1, 3, mode, "trainer.device=cpu")
+    plan = make_plan(asked)
+    pool = trainer_pool(asked, plan)
     assert (pool.use_gpu, pool.max_colocate_count) == (False, 1)
-    for placement in rollout_placements(asked, "cpu", pool):
+    for placement in rollout_placements(asked, plan, pool):
         assert (placement.strategy, placement.num_cpus, placement.num_gpus) == ("SPREAD", 1, 0)
-    assert len(rollout_placements(asked, "cpu", pool)) == 3
+    assert len(rollout_placements(asked, plan, pool)) == 3
 
 
 @pytest.mark.parametrize(
-    ("asked", "engine", "message"),
+    ("asked", "message"),
     [
-        (config(tp=2), "hf", "tensor_model_parallel_size=2 needs rollout.name=vllm.*hf; set 1"),
-        (config(gpus=4, tp=3), "vllm", "=3 does not divide trainer.n_gpus_per_node=4"),
+        (
+            config(4, 1, 2, None, "colocated", f"{ROLLOUT}.name=hf"),
+            "tensor_model_parallel_size=2 needs rollout.name=vllm.*hf; set 1",
+        ),
+        (config(gpus=4, tp=3), "=3 does not divide trainer.n_gpus_per_node=4"),
         # 2 nodes * 2 GPUs hold two engines of 2, but none of 4: it would span the nodes
-        (config(gpus=2, nodes=2, tp=4), "vllm", "=4 does not divide trainer.n_gpus_per_node=2"),
-        (config(gpus=4, tp=2, workers=3), "vllm", "workers=3 engines of 2 GPUs .* 4 GPUs.* to 2"),
-        (config(mode="disaggregated"), "vllm", "has to know how many; set .*rollout.workers"),
+        (config(gpus=2, nodes=2, tp=4), "=4 does not divide trainer.n_gpus_per_node=2"),
+        (config(gpus=4, tp=2, workers=3), "workers=3 engines of 2 GPUs .* 4 GPUs.* to 2"),
+        (config(mode="disaggregated"), "has to know how many; set .*rollout.workers"),
         (
             config(4, 1, 1, None, "colocated", "trainer.async_steps=1"),
-            "vllm",
             "async_steps=1 .* same GPUs .*mode=disaggregated",
         ),
     ],
 )
-def test_engines_without_a_place_are_refused(asked, engine, message):
+def test_engines_without_a_place_are_refused(asked, message, with_vllm):
     with pytest.raises(UserError, match=message):
-        check_placement(asked, "cuda", engine)
+        check_machine(asked, make_plan(asked), ROOMY)
 
 
-def test_what_fits_passes():
-    assert check_placement(config(gpus=4, tp=2, workers=2), "cuda", "vllm") is None
-    assert (
-        check_placement(
-            config(2, 1, 4, 1, "disaggregated", "trainer.async_steps=1"), "cuda", "vllm"
-        )
-        is None
-    )
-    # processes have no GPUs to share
-    assert check_placement(config(gpus=1, tp=2), "cpu", "vllm") is None
-    assert (
-        check_placement(config(4, 1, 1, None, "colocated", "trainer.async_steps=1"), "cpu", "hf")
-        is None
-    )
+@pytest.mark.parametrize(
+    "asked",
+    [
+        config(gpus=4, tp=2, workers=2),
+        config(2, 1, 4, 1, "disaggregated", "trainer.async_steps=1"),
+        # processes have no GPUs to share
+        config(1, 1, 2, None, "colocated", "trainer.device=cpu"),
+        config(4, 1, 1, None, "colocated", "trainer.async_steps=1", "trainer.device=cpu"),
+    ],
+)
+def test_what_fits_passes(asked, with_vllm):
+    assert check_machine(asked, make_plan(asked), ROOMY) is None

@@ -14,6 +14,7 @@ import torch
 
 from verl import DataProto
 from verl.config.algorithm import AlgorithmConfig, DataConfig
+from verl.config.plan import make_plan
 from verl.config.root import PPOConfig
 from verl.config.trainer import RunConfig
 from verl.trainer.ppo.checkpoint import load_driver_state
@@ -152,7 +153,7 @@ def make_trainer(folder, *, async_steps, gate=lambda step: None, **run) -> RayPP
     )
     engines = Engines(events, gate)
     workers = SimpleNamespace(actor=Actor(events), critic=None, rollouts=engines)
-    trainer = RayPPOTrainer(config, World(), workers, None, Tracker())
+    trainer = RayPPOTrainer(config, make_plan(config), World(), workers, None, Tracker())
     trainer.events = events
 
     def sync():
@@ -334,7 +335,7 @@ def test_uncorrected_old_rollouts_are_warned_of_once(tmp_path, caplog):
     config = PPOConfig(
         env=trainer.config.env, trainer=RunConfig(async_steps=1, default_local_dir=str(tmp_path))
     )
-    RayPPOTrainer(config, World(), trainer.workers, None, Tracker())
+    RayPPOTrainer(config, make_plan(config), World(), trainer.workers, None, Tracker())
     assert caplog.text.count("nothing corrects it") == 1
 
 

@@ -8,7 +8,9 @@ from torch.distributed.tensor import DTensor
 
 from verl.config.actor import ActorRolloutRefConfig, RolloutConfig
 from verl.config.model import FSDPConfig, ModelConfig
+from verl.config.plan import make_plan
 from verl.config.root import PPOConfig
+from verl.config.trainer import RunConfig
 from verl.config.transport import resolve_transport, transport_environment
 from verl.utils.errors import UserError
 from verl.workers.model_loading import load_causal_lm
@@ -172,8 +174,8 @@ class Trainers:
     def __init__(self, log):
         self.log = log
 
-    def connect_rollouts(self, transport, receivers):
-        self.log.append(("connect_rollouts", transport, receivers.gpus))
+    def connect_rollouts(self, receivers):
+        self.log.append(("connect_rollouts", receivers.gpus))
         for worker in receivers.workers:
             worker.connected = True
 
@@ -203,14 +205,14 @@ def test_engines_connect_once_and_again_after_a_restart(calls):
     sync.sync(1)
     workers[1].connected = False  # it was started anew
     sync.sync(2)
-    connect = ("connect_rollouts", "nccl", 4)
+    connect = ("connect_rollouts", 4)
     assert calls == [
         connect, ("send_weights", 0), ("send_weights", 1), connect, ("send_weights", 2),
     ]  # fmt: skip
 
 
 def transfer_sync(calls, rollouts, trainers_wait=True):
-    return TransferSync("nccl", Trainers(calls), rollouts, 2, trainers_wait)
+    return TransferSync(Trainers(calls), rollouts, 2, trainers_wait)
 
 
 def test_a_lost_engine_gets_the_version_that_it_had(calls):
@@ -238,8 +240,9 @@ def test_the_object_store_carries_a_reference():
 )
 def test_the_configuration_chooses_the_way(settings, device, kind):
     policy = ActorRolloutRefConfig(rollout=rollout(tensor_model_parallel_size=2, **settings))
-    config = PPOConfig(epo=None, env=None, actor_rollout_ref=policy)
-    sync = build_weight_sync(config, device, Trainers([]), Rollouts())
+    run = RunConfig(device=device)
+    config = PPOConfig(epo=None, env=None, actor_rollout_ref=policy, trainer=run)
+    sync = build_weight_sync(config, make_plan(config), Trainers([]), Rollouts())
     assert isinstance(sync, kind)
     if kind is TransferSync:
-        assert (sync.transport, sync.gpus_each) == ("ipc", 2)
+        assert sync.gpus_each == 2

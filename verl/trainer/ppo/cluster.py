@@ -7,13 +7,11 @@ import os
 from dataclasses import dataclass
 
 import ray
-import torch
 
 from verl.algorithms.entropy_control import EntropyRegularizer
-from verl.config.machine import resolve_engine
-from verl.config.placement import rollout_worker_count
+from verl.config.plan import RunPlan
 from verl.config.root import PPOConfig
-from verl.config.transport import resolve_transport, transport_environment
+from verl.config.transport import transport_environment
 from verl.single_controller.ray.base import (
     RayClassWithInitArgs,
     RayResourcePool,
@@ -44,25 +42,6 @@ class Workers:
     weights: WeightSync
 
 
-def resolve_device(device: str) -> str:
-    """`auto` is cuda where torch sees a GPU, else cpu."""
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def needs_reference(config: PPOConfig) -> bool:
-    """A KL term compares the policy with its start; an evaluation has none."""
-    if config.trainer.val_only:
-        return False
-    return config.actor_rollout_ref.actor.use_kl_loss or config.algorithm.use_kl_in_reward
-
-
-def needs_critic(config: PPOConfig) -> bool:
-    """An evaluation reads no values."""
-    return config.algorithm.needs_critic and not config.trainer.val_only
-
-
 def worker_environment(config: PPOConfig) -> dict[str, str]:
     """Environment variables of every worker process."""
     return {
@@ -72,16 +51,7 @@ def worker_environment(config: PPOConfig) -> dict[str, str]:
     }
 
 
-def rollout_environment(config: PPOConfig, device: str) -> dict[str, str]:
-    """The same for rollout workers, with what the way of their weights needs."""
-    policy = config.actor_rollout_ref
-    transport = resolve_transport(
-        policy.rollout, device, resolve_engine(policy.rollout.name), policy.model.lora_rank > 0
-    )
-    return worker_environment(config) | transport_environment(transport)
-
-
-def start_ray(config: PPOConfig, device: str) -> None:
+def start_ray(config: PPOConfig, plan: RunPlan) -> None:
     """Join the cluster at `ray_kwargs.ray_init.address`, or start one on this machine.
 
     A worker is a process, not a core: the local cluster has logical room for all of them.
@@ -100,61 +70,60 @@ def start_ray(config: PPOConfig, device: str) -> None:
                 f"({error}); start one with `ray start --head`, or leave the address out"
             ) from error
         return
-    num_cpus = ray_init.num_cpus or max(os.cpu_count() or 1, _logical_cpus(config, device))
+    num_cpus = ray_init.num_cpus or max(os.cpu_count() or 1, _logical_cpus(config, plan))
     # "local": a RAY_ADDRESS in the environment must not decide where a run goes
     ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
 
 
-def _logical_cpus(config: PPOConfig, device: str) -> int:
+def _logical_cpus(config: PPOConfig, plan: RunPlan) -> int:
     """One for each place of trainers and engines and one for the driver."""
-    trainers = trainer_pool(config, device)
+    trainers = trainer_pool(config, plan)
     places = trainers.world_size * trainers.max_colocate_count
     each = config.actor_rollout_ref.rollout.tensor_model_parallel_size
-    return places + rollout_worker_count(config) * each + 1
+    return places + plan.rollout_workers * each + 1
 
 
 def start_workers(
-    config: PPOConfig, world: AgentWorld, regularizer: EntropyRegularizer | None, total_steps: int
+    config: PPOConfig,
+    plan: RunPlan,
+    world: AgentWorld,
+    regularizer: EntropyRegularizer | None,
+    total_steps: int,
 ) -> Workers:
     """Start trainers and rollout workers side by side: environments boot while models load."""
-    pool = resource_pool(config)
-    rollouts = start_rollouts(config, world, pool)
-    trainers = start_trainers(config, pool, regularizer, total_steps)
+    pool = trainer_pool(config, plan)
+    rollouts = start_rollouts(config, plan, world, pool)
+    trainers = start_trainers(config, plan, pool, regularizer, total_steps)
     rollouts.wait_until_started()
-    actor, device = trainers["actor"], resolve_device(config.trainer.device)
-    weights = build_weight_sync(config, device, actor, rollouts)
+    actor = trainers["actor"]
+    weights = build_weight_sync(config, plan, actor, rollouts)
     return Workers(actor, trainers.get("critic"), rollouts, weights)
-
-
-def resource_pool(config: PPOConfig) -> RayResourcePool:
-    """The places of the trainers (see `trainer_pool`)."""
-    return trainer_pool(config, resolve_device(config.trainer.device))
 
 
 def start_trainers(
     config: PPOConfig,
+    plan: RunPlan,
     pool: RayResourcePool,
     regularizer: EntropyRegularizer | None,
     total_steps: int,
 ) -> dict[str, RayWorkerGroup]:
     """`actor` and, where needed, `critic`: they share one process a rank."""
-    device = resolve_device(config.trainer.device)
-    runtime = WorkerRuntime(device, config.trainer.seed, config.trainer.cpu_threads_per_worker)
+    runtime = WorkerRuntime(plan.device, config.trainer.seed, config.trainer.cpu_threads_per_worker)
     classes = {
         "actor": RayClassWithInitArgs(
             ray.remote(PolicyWorker),
             config.actor_rollout_ref,
+            plan,
             runtime,
             regularizer,
-            needs_reference(config),
         )
     }
-    if needs_critic(config):
+    if plan.has_critic:
         classes["critic"] = RayClassWithInitArgs(ray.remote(CriticWorker), config.critic, runtime)
     group = RayWorkerGroup(
         resource_pool=pool,
         ray_cls_with_init=create_colocated_worker_cls(class_dict=classes),
-        device_name=device,
+        device_name=plan.device,
         worker_env=worker_environment(config),
     )
     trainers = group.spawn(prefix_set=classes.keys())
@@ -163,9 +132,10 @@ def start_trainers(
     return trainers
 
 
-def start_rollouts(config: PPOConfig, world: AgentWorld, pool: RayResourcePool) -> RolloutWorkers:
+def start_rollouts(
+    config: PPOConfig, plan: RunPlan, world: AgentWorld, pool: RayResourcePool
+) -> RolloutWorkers:
     """Begin to boot engines and environments; `pool` has the trainers' places."""
-    device = resolve_device(config.trainer.device)
-    placements = rollout_placements(config, device, pool)
-    env_vars = rollout_environment(config, device)
-    return RolloutWorkers(world.worker_class, config, device, placements, env_vars)
+    placements = rollout_placements(config, plan, pool)
+    env_vars = worker_environment(config) | transport_environment(plan.engine.transport)
+    return RolloutWorkers(world.worker_class, config, plan, placements, env_vars)

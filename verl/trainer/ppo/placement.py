@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from verl.config.placement import has_own_gpus, rollout_worker_count
+from verl.config.plan import RunPlan
 from verl.config.root import PPOConfig
 from verl.single_controller.ray.base import RayResourcePool
 from verl.single_controller.ray.resource_pool import Place
@@ -16,33 +16,33 @@ from verl.workers.rollout.rollout_workers import RolloutPlacement
 GROUPS_PER_GPU = 2
 
 
-def trainer_pool(config: PPOConfig, device: str) -> RayResourcePool:
+def trainer_pool(config: PPOConfig, plan: RunPlan) -> RayResourcePool:
     """One place a training worker: its part of a GPU, or on a CPU machine a logical CPU."""
-    is_shared = device == "cuda" and not has_own_gpus(config, device)
+    is_shared = plan.device == "cuda" and not plan.engines_own_gpus
     return RayResourcePool(
         process_on_nodes=[config.trainer.n_gpus_per_node] * config.trainer.nnodes,
-        use_gpu=device == "cuda",
+        use_gpu=plan.device == "cuda",
         max_colocate_count=GROUPS_PER_GPU if is_shared else 1,
     )
 
 
-def engine_pool(config: PPOConfig) -> RayResourcePool:
+def engine_pool(config: PPOConfig, plan: RunPlan) -> RayResourcePool:
     """Whole GPUs that no trainer uses: the ones of an engine together on one node."""
     tensor_parallel = config.actor_rollout_ref.rollout.tensor_model_parallel_size
     return RayResourcePool(
-        [tensor_parallel] * rollout_worker_count(config), use_gpu=True, max_colocate_count=1
+        [tensor_parallel] * plan.rollout_workers, use_gpu=True, max_colocate_count=1
     )
 
 
 def rollout_placements(
-    config: PPOConfig, device: str, trainers: RayResourcePool
+    config: PPOConfig, plan: RunPlan, trainers: RayResourcePool
 ) -> list[RolloutPlacement]:
     """Where each rollout worker runs. Raises UserError when the cluster has no room."""
-    count = rollout_worker_count(config)
-    if device != "cuda":  # processes: the cluster spreads them
+    count = plan.rollout_workers
+    if plan.device != "cuda":  # processes: the cluster spreads them
         return [RolloutPlacement("SPREAD", num_cpus=1, num_gpus=0)] * count
-    pool = engine_pool(config) if has_own_gpus(config, device) else trainers
-    places = pool.places("STRICT_PACK", device)
+    pool = engine_pool(config, plan) if plan.engines_own_gpus else trainers
+    places = pool.places("STRICT_PACK", plan.device)
     tensor_parallel = config.actor_rollout_ref.rollout.tensor_model_parallel_size
     share = 1 / pool.max_colocate_count
     return [

@@ -10,6 +10,7 @@ from typing import Any
 
 from verl.algorithms.entropy_control import Plugin, RolloutEntropies, StepContext
 from verl.algorithms.kl import get_kl_controller
+from verl.config.plan import RunPlan
 from verl.config.root import PPOConfig
 from verl.protocol import DataProto
 from verl.trainer.ppo.advantage_stage import (
@@ -20,7 +21,7 @@ from verl.trainer.ppo.advantage_stage import (
 )
 from verl.trainer.ppo.batching import MiniBatches, gather, optimise, spread, worker_view
 from verl.trainer.ppo.checkpoint import CheckpointStore, load_driver_state
-from verl.trainer.ppo.cluster import Workers, needs_reference
+from verl.trainer.ppo.cluster import Workers
 from verl.trainer.ppo.metrics import cost_metrics, data_metrics, sampling_metrics
 from verl.trainer.ppo.rollout_log import RolloutLog
 from verl.trainer.ppo.rollout_pipeline import Rollout, RolloutPipeline
@@ -40,12 +41,14 @@ class RayPPOTrainer:
     def __init__(
         self,
         config: PPOConfig,
+        plan: RunPlan,
         world: AgentWorld,
         workers: Workers,
         plugin: Plugin | None,
         tracker: Tracking,
     ) -> None:
         self.config = config
+        self.plan = plan
         self.world = world
         self.workers = workers
         self.plugin = plugin
@@ -139,7 +142,7 @@ class RayPPOTrainer:
         shared, order = spread(worker_view(batch), ranks, self.config.trainer.balance_batch)
         with self.timer("old_log_prob"):
             results = [self.workers.actor.compute_log_prob(shared)]
-        if needs_reference(self.config):
+        if self.plan.has_reference:
             with self.timer("ref"):
                 results.append(self.workers.actor.compute_ref_log_prob(shared))
         if self.workers.critic is not None:

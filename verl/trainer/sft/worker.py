@@ -26,12 +26,11 @@ from verl.workers.model_loading import (
     packs_rows,
     resolve_attn_implementation,
     resolve_model_path,
-    save_causal_lm,
 )
 from verl.workers.passes import LossOutput, MicroBatch, learn, micro_batches, sum_over_ranks
 from verl.workers.runtime import WorkerRuntime
 from verl.workers.sharded_model import ShardedModel
-from verl.workers.weight_sync import merge_lora
+from verl.workers.weight_sync.source import export
 
 
 class SFTWorker(TrainingWorker):
@@ -109,11 +108,7 @@ class SFTWorker(TrainingWorker):
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def export_hf(self, path: str) -> None:
         """Write the merged model and its tokenizer as a Hugging Face folder."""
-        model = self._config.model
-        scaling = model.lora_alpha / model.lora_rank if model.lora_rank > 0 else 0.0
-        weights = merge_lora(self._sharded.full_state_dict(), scaling)
-        if self._sharded.rank == 0:
-            save_causal_lm(model, weights, Path(path))
+        export(self._sharded, self._config.model, Path(path))
 
 
 def load_random_lm(

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from verl.config.actor import ActorRolloutRefConfig
-from verl.config.machine import ENGINES, resolve_engine
+from verl.config.actor import ENGINES, ActorRolloutRefConfig
+from verl.config.plan import EnginePlan
 from verl.utils.importing import resolve_choice
 from verl.workers.rollout.base import RolloutEngine
 
-EngineBuilder = Callable[[ActorRolloutRefConfig, str, int], RolloutEngine]
+EngineBuilder = Callable[[ActorRolloutRefConfig, EnginePlan], RolloutEngine]
 
 
-def build_engine(config: ActorRolloutRefConfig, device: str, max_model_len: int) -> RolloutEngine:
-    """The engine `config.rollout.name` on `device`, not started yet.
+def build_engine(config: ActorRolloutRefConfig, plan: EnginePlan) -> RolloutEngine:
+    """The engine `plan.name`, not started yet.
 
     A builder of the user's own, `package.module:function`, is called with these arguments.
-
-    Args:
-        max_model_len: tokens of a prompt and its response together.
 
     Raises:
         UserError: unknown engine; the model is missing or not one the engine can run.
     """
-    name = resolve_engine(config.rollout.name)
-    builder: EngineBuilder = resolve_choice("actor_rollout_ref.rollout.name", name, ENGINES)
-    return builder(config, device, max_model_len)
+    builder: EngineBuilder = resolve_choice("actor_rollout_ref.rollout.name", plan.name, ENGINES)
+    return builder(config, plan)

@@ -20,7 +20,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from verl.config.actor import ActorRolloutRefConfig
-from verl.workers.model_loading import load_causal_lm, load_tokenizer, resolve_dtype
+from verl.config.plan import EnginePlan
+from verl.workers.model_loading import load_causal_lm, load_tokenizer
 from verl.workers.rollout.base import (
     EngineDiedError,
     Generation,
@@ -173,17 +174,12 @@ class HFRollout:
                 future.set_exception(error)
 
 
-def build_hf_rollout(
-    config: ActorRolloutRefConfig, device: str, max_model_len: int
-) -> RolloutEngine:
+def build_hf_rollout(config: ActorRolloutRefConfig, plan: EnginePlan) -> RolloutEngine:
     """`HFRollout` of `config.model`, without adapters: it is given merged weights."""
-    dtype = resolve_dtype(
-        config.rollout.dtype, auto=torch.bfloat16 if device == "cuda" else torch.float32
-    )
     plain = replace(config.model, lora_rank=0, attn_implementation=SLOT_ATTENTION)
     return HFRollout(
-        load_causal_lm(plain, dtype).to(device),
+        load_causal_lm(plain, plan.dtype).to(plan.device),
         load_tokenizer(config.model),
         max_num_seqs=config.rollout.max_num_seqs,
-        max_model_len=max_model_len,
+        max_model_len=plan.max_model_len,
     )

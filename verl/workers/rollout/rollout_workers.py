@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
+from verl.config.plan import RunPlan
 from verl.config.root import PPOConfig
 from verl.workers.rollout.accounting import engine_metrics
 from verl.workers.rollout.worker_handle import CONTROL, WORKER_LOST, WorkerHandle
@@ -37,7 +38,7 @@ class RolloutWorkers:
         self,
         worker_class: type,
         config: PPOConfig,
-        device: str,
+        plan: RunPlan,
         placements: Sequence[RolloutPlacement],
         env_vars: dict[str, str],
     ) -> None:
@@ -53,7 +54,7 @@ class RolloutWorkers:
                 scheduling_strategy=placement.strategy,
                 runtime_env={"env_vars": env_vars | placement.env_vars},
             )
-            make_actor = partial(actor_class.remote, config, rank, len(placements), device)
+            make_actor = partial(actor_class.remote, config, plan, rank)
             self._handles.append(
                 WorkerHandle(
                     f"rollout worker {rank}",

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from verl.workers.sharded_model import under_first_names
+
 
 def full_parameters(
     model: nn.Module,
@@ -34,9 +36,7 @@ def full_parameters(
 def sharded_parameters(model: nn.Module) -> dict[str, Tensor]:
     """The state dict as it is sharded, without the further names of tied weights."""
     # state_dict, not named_parameters: it also shards again what a forward pass left gathered
-    unique = {name for name, _ in model.named_parameters()}
-    aliases = {name for name, _ in model.named_parameters(remove_duplicate=False)} - unique
-    return {name: value for name, value in model.state_dict().items() if name not in aliases}
+    return under_first_names(model, model.state_dict())
 
 
 def wire_dtype(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from verl.config.model import ModelConfig
+
 # name -> (dtype such as "bfloat16", shape, the bytes as uint8)
 PackedWeights = Mapping[str, tuple[str, tuple[int, ...], np.ndarray]]
 
@@ -25,6 +27,10 @@ class LoraAdapter:
 
     rank: int
     alpha: int
+
+    @classmethod
+    def of(cls, model: ModelConfig) -> LoraAdapter:
+        return cls(model.lora_rank, model.lora_alpha)
 
 
 @dataclass(frozen=True)

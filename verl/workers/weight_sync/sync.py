@@ -7,9 +7,8 @@ from typing import Protocol
 
 import ray
 
-from verl.config.machine import resolve_engine
+from verl.config.plan import RunPlan
 from verl.config.root import PPOConfig
-from verl.config.transport import Transport, resolve_transport
 from verl.single_controller.ray.base import RayWorkerGroup
 from verl.utils.errors import UserError
 from verl.workers.rollout.rollout_workers import RolloutWorkers
@@ -46,7 +45,6 @@ class TransferSync:
     transfers gets its weights through the object store, for which the trainers have to be idle.
     """
 
-    transport: Transport
     actor: RayWorkerGroup
     rollouts: RolloutWorkers
     gpus_each: int
@@ -55,7 +53,7 @@ class TransferSync:
     def sync(self, version: int) -> None:
         receivers = Receivers(self.rollouts.workers, self.gpus_each)
         if not RolloutClient(receivers).all_connected():
-            self.actor.connect_rollouts(self.transport, receivers)
+            self.actor.connect_rollouts(receivers)
         self.actor.send_weights(version)
         self.rollouts.ask_for_weights(lambda: self._publish(version))
 
@@ -71,18 +69,14 @@ class TransferSync:
 
 
 def build_weight_sync(
-    config: PPOConfig, device: str, actor: RayWorkerGroup, rollouts: RolloutWorkers
+    config: PPOConfig, plan: RunPlan, actor: RayWorkerGroup, rollouts: RolloutWorkers
 ) -> WeightSync:
-    """The way that `rollout.weight_sync` names. Raises UserError when it is impossible here."""
-    policy, rollout = config.actor_rollout_ref, config.actor_rollout_ref.rollout
-    engine = resolve_engine(rollout.name)
-    transport = resolve_transport(rollout, device, engine, policy.model.lora_rank > 0)
-    if transport == "object_store":
+    """The way that the run's plan names."""
+    if plan.engine.transport == "object_store":
         return ObjectStoreSync(actor, rollouts)
     return TransferSync(
-        transport,
         actor,
         rollouts,
-        gpus_each=rollout.tensor_model_parallel_size,
+        gpus_each=config.actor_rollout_ref.rollout.tensor_model_parallel_size,
         trainers_wait=config.trainer.async_steps == 0,
     )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from verl.config.actor import ActorRolloutRefConfig, RolloutConfig
 from verl.config.model import ModelConfig
+from verl.config.plan import EnginePlan
 from verl.utils.errors import UserError
-from verl.workers.model_loading import resolve_dtype, resolve_model_path
+from verl.workers.model_loading import resolve_model_path
 
 WORKER_EXTENSION = "verl.workers.rollout.vllm_rollout.worker_extension.WeightReceiver"
 GIB = 2**30
@@ -19,41 +18,35 @@ CPU_BATCHED_TOKENS = 2048  # tokens of one engine step on a CPU
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM reserves room for
 
 
-def engine_args(
-    config: ActorRolloutRefConfig, device: str, max_model_len: int, transport: str
-) -> dict[str, Any]:
+def engine_args(config: ActorRolloutRefConfig, plan: EnginePlan) -> dict[str, Any]:
     """Keyword arguments of `AsyncEngineArgs`.
 
-    Args:
-        max_model_len: tokens of a prompt and its response together.
-        transport: how weights arrive: object_store, nccl or ipc.
-
     Raises:
-        UserError: the model or dtype does not exist, or log-probs of this sampling cannot be had.
+        UserError: the model does not exist, or log-probs of this sampling cannot be had.
     """
     model, rollout = config.model, config.rollout
     arguments = {
         "model": resolve_model_path(model.path, model.load_method),
         "tokenizer": resolve_model_path(model.tokenizer_path or model.path, model.load_method),
         "trust_remote_code": model.trust_remote_code,
-        "dtype": _dtype_name(rollout.dtype, device),
-        "max_model_len": max_model_len,
+        "dtype": str(plan.dtype).removeprefix("torch."),
+        "max_model_len": plan.max_model_len,
         "max_num_seqs": rollout.max_num_seqs,
         "max_num_batched_tokens": rollout.max_num_batched_tokens,
         "tensor_parallel_size": rollout.tensor_model_parallel_size,
         "enable_chunked_prefill": rollout.enable_chunked_prefill,
         "enable_prefix_caching": rollout.enable_prefix_caching,
-        "enforce_eager": _enforce_eager(rollout, device),
+        "enforce_eager": _enforce_eager(rollout, plan.device),
         "logprobs_mode": logprobs_mode(rollout),
         "worker_extension_cls": WORKER_EXTENSION,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }
-    if device == "cpu":
-        arguments |= _cpu_args(rollout, max_model_len)
+    if plan.device == "cpu":
+        arguments |= _cpu_args(rollout, plan.max_model_len)
     else:
-        arguments |= _cuda_args(rollout, transport)
-    return arguments | (_lora_args(model) if model.lora_rank > 0 else {})
+        arguments |= _cuda_args(rollout, plan.transport)
+    return arguments | (_lora_args(model) if plan.takes_adapters else {})
 
 
 def logprobs_mode(rollout: RolloutConfig) -> str:
@@ -80,11 +73,6 @@ def logprobs_mode(rollout: RolloutConfig) -> str:
 def uses_sleep_mode(rollout: RolloutConfig, device: str) -> bool:
     """Whether the engine gives its GPU's memory to the trainer between rollouts."""
     return rollout.free_cache_engine and rollout.mode == "colocated" and device == "cuda"
-
-
-def _dtype_name(name: str, device: str) -> str:
-    auto = torch.bfloat16 if device == "cuda" else torch.float32
-    return str(resolve_dtype(name, auto=auto)).removeprefix("torch.")
 
 
 def _enforce_eager(rollout: RolloutConfig, device: str) -> bool:

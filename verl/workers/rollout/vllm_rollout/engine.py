@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from verl.config.actor import ActorRolloutRefConfig
-from verl.config.transport import resolve_transport, transport_environment
+from verl.config.plan import EnginePlan
+from verl.config.transport import transport_environment
 from verl.utils.loop_thread import LoopThread
 from verl.workers.rollout.base import (
     Generation,
@@ -213,28 +214,25 @@ class VLLMRollout:
         del self._process, self._llm, self._receiver
 
 
-def build_vllm_rollout(
-    config: ActorRolloutRefConfig, device: str, max_model_len: int
-) -> RolloutEngine:
+def build_vllm_rollout(config: ActorRolloutRefConfig, plan: EnginePlan) -> RolloutEngine:
     """`VLLMRollout` of `config.model`.
 
     Raises:
-        UserError: the model is missing or not one that vLLM runs on `device`.
+        UserError: the model is missing or not one that vLLM runs on `plan.device`.
     """
-    lora = config.model.lora_rank > 0
-    transport = resolve_transport(config.rollout, device, "vllm", lora)
-    arguments = engine_args(config, device, max_model_len, transport)
-    facts = read_model_facts(config.model)
+    model, device = config.model, plan.device
+    arguments = engine_args(config, plan)
+    facts = read_model_facts(model)
     if device == "cpu":
         with vllm_environment(device, arguments["model"], {}):
-            check_cpu_head_size(facts.head_size, config.model.path)
+            check_cpu_head_size(facts.head_size, model.path)
     # with adapters the base weights do not come again: sleeping has to keep them
-    level = 1 if lora else 2
+    level = 1 if plan.takes_adapters else 2
     return VLLMRollout(
         arguments,
         facts,
         device=device,
-        adapter=LoraAdapter(config.model.lora_rank, config.model.lora_alpha) if lora else None,
+        adapter=LoraAdapter.of(model) if plan.takes_adapters else None,
         sleep_level=level if uses_sleep_mode(config.rollout, device) else 0,
-        environment=transport_environment(transport),
+        environment=transport_environment(plan.transport),
     )

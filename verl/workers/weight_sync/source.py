@@ -1,0 +1,85 @@
+"""The trained policy's weights: handed to the engines, or written as a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ray
+from torch import Tensor
+
+from verl.config.model import ModelConfig
+from verl.config.plan import EnginePlan
+from verl.workers.model_loading import save_causal_lm
+from verl.workers.sharded_model import ShardedModel
+from verl.workers.weight_sync.client import Receivers
+from verl.workers.weight_sync.gather import full_parameters
+from verl.workers.weight_sync.lora import is_adapter, lora_adapters, merge_lora
+from verl.workers.weight_sync.packing import LoraAdapter, WeightUpdate, checksum, pack_weights
+
+if TYPE_CHECKING:
+    from verl.workers.weight_sync.sender import WeightSender
+
+
+class PolicyWeights:
+    """One rank's part of the way to the engines. Every method is called on all ranks at once."""
+
+    def __init__(
+        self, sharded: ShardedModel, model: ModelConfig, engine: EnginePlan, *, checked: bool
+    ) -> None:
+        """`checked`: updates carry a checksum, which the engines compare."""
+        self._sharded = sharded
+        self._model = model
+        self._engine = engine
+        self._checked = checked
+        self._sender: WeightSender | None = None
+
+    def publish(self, version: int) -> list[ray.ObjectRef]:
+        """Rank 0 returns the reference of a `WeightUpdate` in the engines' dtype, others none."""
+        adapter = LoraAdapter.of(self._model) if self._engine.takes_adapters else None
+        weights = self._adapters() if adapter else merged_weights(self._sharded, self._model)
+        if self._sharded.rank != 0:
+            return []
+        dtype = self._engine.dtype
+        packed = pack_weights({name: tensor.to(dtype) for name, tensor in weights.items()})
+        compared = checksum(packed) if self._checked else None
+        return [ray.put(WeightUpdate(version, packed, adapter, compared))]
+
+    def connect(self, receivers: Receivers, meeting_point: tuple[str, str]) -> None:
+        """Open this rank's end of vLLM's weight transfer, anew if there was one.
+
+        `meeting_point`: address and port of this rank; rank 0's counts.
+        """
+        from verl.workers.weight_sync.sender import PolicySource, WeightSender
+
+        if self._sender is not None:
+            self._sender.close()
+        sharded, engine = self._sharded, self._engine
+        source = PolicySource(sharded.model, engine.dtype, sharded.device)
+        self._sender = WeightSender(
+            engine.transport, source, receivers, sharded.rank, meeting_point
+        )
+
+    def send(self, version: int) -> None:
+        """Send the weights to the engines that `connect` connected."""
+        assert self._sender is not None, "connect comes first"
+        self._sender.send(version)
+
+    def _adapters(self) -> dict[str, Tensor]:
+        """On the CPU; only the adapters are gathered."""
+        model, device = self._sharded.model, self._sharded.device
+        gathered = full_parameters(model, self._engine.dtype, device, is_adapter)
+        return lora_adapters({name: tensor.cpu() for name, tensor in gathered})
+
+
+def merged_weights(sharded: ShardedModel, model: ModelConfig) -> dict[str, Tensor]:
+    """Whole weights, LoRA merged, on rank 0; empty on the others, which take part in gathering."""
+    scaling = model.lora_alpha / model.lora_rank if model.lora_rank > 0 else 0.0
+    return merge_lora(sharded.full_state_dict(), scaling)
+
+
+def export(sharded: ShardedModel, model: ModelConfig, folder: Path) -> None:
+    """Write the merged model and its tokenizer as a Hugging Face folder. Called on all ranks."""
+    weights = merged_weights(sharded, model)
+    if sharded.rank == 0:
+        save_causal_lm(model, weights, folder)
