@@ -12,15 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from agent_system.adapters.setup import build_prompts, user_errors
 from agent_system.config import PoolConfig
 from agent_system.environments.pool import EnvPool, EnvPoolError
-from agent_system.environments.registry import get_env_package
-from agent_system.interfaces import PromptBuilder
 from agent_system.multi_turn_rollout import TrajectoryCollector
-from agent_system.multi_turn_rollout.conversation import ChatTemplate
-from agent_system.types import Episode, Observation, SamplingParams, Task, Trajectory
+from agent_system.types import Episode, SamplingParams, Trajectory
 from verl.config.plan import RunPlan
 from verl.config.root import PPOConfig
 from verl.utils.errors import UserError
@@ -189,59 +185,3 @@ class RolloutWorker:
         async with AsyncExitStack() as stack:
             for _ in range(self._config.env.pool.slots_per_worker):
                 await stack.enter_async_context(self._pool.acquire())
-
-
-def check_environment(config: PPOConfig) -> None:
-    """Everything about the environment that can be known before a worker is started.
-
-    Raises:
-        UserError: unknown environment or option, something it needs is not installed, an empty
-            task list, a chat template that is missing or refuses.
-    """
-    prompts = build_prompts(config)
-    with user_errors():
-        get_env_package(config.env.env_name).check()
-    for which in ("train", *config.env.val):
-        load_tasks(config, which)
-    with user_errors():
-        write_sample_conversation(config, prompts)
-
-
-def write_sample_conversation(config: PPOConfig, prompts: PromptBuilder) -> None:
-    """One prompt of each kind. Raises ValueError or UserError when the tokenizer cannot."""
-    chat = ChatTemplate(load_tokenizer(config.actor_rollout_ref.model))
-    observation = Observation("-")
-    chat.opening(prompts.system("-"), prompts.first("-", observation))
-    if config.env.context.kind == "trajectory":
-        chat.continuation(np.empty(0, dtype=np.int32), prompts.next(observation))
-
-
-def load_tasks(config: PPOConfig, which: str) -> list[Task]:
-    """The task list `train` or one of `env.val`. Raises UserError when it is unknown or empty."""
-    lists = {**config.env.val, "train": config.env.train}
-    if which not in lists:
-        raise UserError(f"unknown task list '{which}'; available: {', '.join(sorted(lists))}")
-    with user_errors():
-        package = get_env_package(config.env.env_name)
-        package = package.configured(package.parse_options(config.env.options))
-        tasks = package.task_sets(lists[which])
-    if not tasks:
-        raise UserError(f"the task list '{which}' is empty; check the filters of env.{which}")
-    return tasks
-
-
-def build_prompts(config: PPOConfig) -> PromptBuilder:
-    """The environment's prompts. Raises UserError on an unknown environment, option or format."""
-    with user_errors():
-        package = get_env_package(config.env.env_name)
-        options = package.parse_options(config.env.options)
-        return package.prompts(options, config.env.action_format)
-
-
-@contextmanager
-def user_errors() -> Iterator[None]:
-    """The core raises ValueError for wrong settings; the trainer prints UserError to the user."""
-    try:
-        yield
-    except ValueError as error:
-        raise UserError(str(error)) from error

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from agent_system.adapters.rollout_worker import RolloutWorker, check_environment, load_tasks
+from agent_system.adapters.rollout_worker import RolloutWorker
 from agent_system.adapters.rows import episode_metrics, to_data_proto, trajectory_record
+from agent_system.adapters.setup import check_environment, load_tasks
 from agent_system.environments.task_files import count_overlap, describe_tasks, task_list_hash
 from agent_system.environments.tasks import TaskSampler
 from agent_system.types import Episode, SamplingParams, Task, Trajectory

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from agent_system.adapters.rollout_worker import build_prompts
 from agent_system.adapters.rows import to_data_proto
+from agent_system.adapters.setup import build_prompts
 from agent_system.interfaces import AsyncEnv, Policy, PromptBuilder
 from agent_system.multi_turn_rollout.conversation import ChatTemplate, Context, make_context
 from agent_system.multi_turn_rollout.episode import request_seed

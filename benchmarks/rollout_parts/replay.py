@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from agent_system.adapters.rollout_worker import build_prompts, load_tasks
+from agent_system.adapters.setup import build_prompts, load_tasks
 from agent_system.environments.env_package.sciworld.gold import gold_paths
 from agent_system.environments.pool import EnvPool
 from agent_system.interfaces import AsyncEnv

@@ -12,8 +12,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from agent_system.adapters.rollout_worker import RolloutWorker, check_environment, load_tasks
+from agent_system.adapters.rollout_worker import RolloutWorker
 from agent_system.adapters.rows import episode_metrics, to_data_proto
+from agent_system.adapters.setup import check_environment, load_tasks
 from agent_system.config import (
     ActionFormatConfig,
     ContextConfig,

@@ -10,8 +10,9 @@ import ray
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from agent_system.adapters.rollout_worker import RolloutWorker, load_tasks
+from agent_system.adapters.rollout_worker import RolloutWorker
 from agent_system.adapters.rows import to_data_proto
+from agent_system.adapters.setup import load_tasks
 from agent_system.config import (
     ActionFormatConfig,
     EnvConfig,

@@ -11,11 +11,8 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from agent_system.adapters.rollout_worker import (
-    RolloutWorker,
-    check_environment,
-    load_tasks,
-)
+from agent_system.adapters.rollout_worker import RolloutWorker
+from agent_system.adapters.setup import check_environment, load_tasks
 from agent_system.config import ContextConfig, EnvConfig, PoolConfig, TaskSetConfig
 from agent_system.environments.pool import EnvPoolError
 from verl.config.algorithm import DataConfig
