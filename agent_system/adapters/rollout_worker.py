@@ -15,6 +15,7 @@ from typing import Any
 from agent_system.adapters.setup import build_prompts, user_errors
 from agent_system.config import PoolConfig
 from agent_system.environments.pool import EnvPool, EnvPoolError
+from agent_system.environments.registry import bind_env
 from agent_system.multi_turn_rollout import TrajectoryCollector
 from agent_system.types import Episode, SamplingParams, Trajectory
 from verl.config.plan import RunPlan
@@ -172,8 +173,7 @@ class RolloutWorker:
             ) from error
 
     def _open_pool(self) -> EnvPool:
-        env = self._config.env
-        return EnvPool(env.env_name, env.options, self._pool_config())
+        return EnvPool(bind_env(self._config.env), self._pool_config())
 
     def _pool_config(self) -> PoolConfig:
         """Every worker has a log folder of its own: slots are numbered from 0 in each."""

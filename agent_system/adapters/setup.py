@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from agent_system.environments.registry import get_env_package
+from agent_system.environments.registry import bind_env
 from agent_system.interfaces import PromptBuilder
 from agent_system.multi_turn_rollout.conversation import ChatTemplate
 from agent_system.types import Observation, Task
@@ -28,7 +28,7 @@ def check_environment(config: PPOConfig) -> None:
     """
     prompts = build_prompts(config)
     with user_errors():
-        get_env_package(config.env.env_name).check()
+        bind_env(config.env).check()
     for which in ("train", *config.env.val):
         load_tasks(config, which)
     with user_errors():
@@ -50,9 +50,7 @@ def load_tasks(config: PPOConfig, which: str) -> list[Task]:
     if which not in lists:
         raise UserError(f"unknown task list '{which}'; available: {', '.join(sorted(lists))}")
     with user_errors():
-        package = get_env_package(config.env.env_name)
-        package = package.configured(package.parse_options(config.env.options))
-        tasks = package.task_sets(lists[which])
+        tasks = bind_env(config.env).tasks(lists[which])
     if not tasks:
         raise UserError(f"the task list '{which}' is empty; check the filters of env.{which}")
     return tasks
@@ -61,9 +59,7 @@ def load_tasks(config: PPOConfig, which: str) -> list[Task]:
 def build_prompts(config: PPOConfig) -> PromptBuilder:
     """The environment's prompts. Raises UserError on an unknown environment, option or format."""
     with user_errors():
-        package = get_env_package(config.env.env_name)
-        options = package.parse_options(config.env.options)
-        return package.prompts(options, config.env.action_format)
+        return bind_env(config.env).prompts(config.env.action_format)
 
 
 @contextmanager

@@ -1,9 +1,10 @@
 """A fixed number of environment processes, shared by the episodes of a rollout.
 
-    pool = EnvPool("sciworld/SciWorldEnv", {"simplification": "easy"}, PoolConfig())
-    async with pool.acquire() as env:
-        observation, info = await env.reset(task)
-        result = await env.step("look around")
+    env = get_env_package("sciworld/SciWorldEnv").bind({"simplification": "easy"})
+    pool = EnvPool(env, PoolConfig())
+    async with pool.acquire() as slot:
+        observation, info = await slot.reset(task)
+        result = await slot.step("look around")
     pool.close()
 
 Between two awaits the pool holds nothing that belongs to an event loop, so that each rollout may
@@ -15,13 +16,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from agent_system.config import PoolConfig
-from agent_system.environments.registry import get_env_package
+from agent_system.environments.registry import BoundEnv
 from agent_system.environments.slot import EnvSlot, EnvWorkerError
 from agent_system.types import Task
 
@@ -53,16 +54,14 @@ class EnvPool:
     `max_consecutive_replacements` times without an episode that went well breaks the pool:
     everything raises `EnvPoolError` from then on.
 
-    Raises ValueError when the environment is unknown, its options are wrong or it cannot run here.
+    Raises ValueError when the environment cannot run here.
     """
 
-    def __init__(self, env_name: str, options: Mapping[str, Any], config: PoolConfig) -> None:
-        package = get_env_package(env_name)
-        typed_options = package.parse_options(options)
-        package.check()
+    def __init__(self, env: BoundEnv[Any], config: PoolConfig) -> None:
+        env.check()
         self._config = config
         self._slots = [
-            EnvSlot(index, package.make_env, typed_options, config)
+            EnvSlot(index, env.make_env, env.options, config)
             for index in range(config.slots_per_worker)
         ]
         self._idle = deque(self._slots)

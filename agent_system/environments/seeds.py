@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 from agent_system.config import TaskSetConfig
 from agent_system.environments.tasks import load_task_file, select_tasks
@@ -47,10 +48,11 @@ class SeedTasks:
         self._names = names
         self._environment = environment
 
-    def __call__(self, config: TaskSetConfig) -> list[Task]:
+    def __call__(self, options: Any, config: TaskSetConfig) -> list[Task]:
         """The list `config.name`, or the one in that file (*.json), filtered and cut.
 
-        Raises ValueError on an unknown list, task name or number of seeds.
+        `options` change nothing in it. Raises ValueError on an unknown list, task name or number of
+        seeds.
         """
         if config.name.endswith(".json"):
             return select_tasks(load_task_file(config.name, self._environment), config)

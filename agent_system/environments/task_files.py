@@ -142,6 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", help="only these task types, comma-separated")
     parser.add_argument("--max_tasks", type=int, help="a seeded subset of so many tasks")
     parser.add_argument("--seed", type=int, default=0, help="of the subset")
+    parser.add_argument("--options", type=_options, default={}, help="of it: a JSON object")
     parser.add_argument("--name", required=True)
     parser.add_argument("--version", type=int, default=1)
     parser.add_argument("--output", type=Path, required=True)
@@ -149,10 +150,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     types = given.tasks.split(",") if given.tasks else None
     config = TaskSetConfig(given.list, types, given.max_tasks, given.seed)
     try:
-        tasks = get_env_package(given.environment).task_sets(config)
+        tasks = get_env_package(given.environment).bind(given.options).tasks(config)
     except ValueError as error:
         parser.error(str(error))
     TaskFile(given.name, given.version, given.environment, tuple(tasks)).write(given.output)
+
+
+def _options(text: str) -> dict[str, Any]:
+    if isinstance(options := json.loads(text), dict):
+        return options
+    raise ValueError(text)
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def game_package(
     task_names: Sequence[str] | None = None,
     list_actions: bool = True,
     check: Callable[[], None] = lambda: None,
-) -> EnvPackage:
+) -> EnvPackage[Any]:
     """The package of a game whose tasks are seeds (task lists train, dev, test, train:100).
 
     `rules`: the system prompt. `options`: a frozen dataclass of settings. `task_names`: the kinds

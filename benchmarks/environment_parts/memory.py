@@ -57,8 +57,8 @@ def table_rows(subject: Subject, options: argparse.Namespace) -> list[list[Cell]
     here = asyncio.run(measure(subject, options))
     rows = [_row(subject.name, "here", here, options.slots)]
     if subject.baseline:
-        package = replace(subject.package, make_env=subject.baseline)
-        theirs = replace(subject, package=package, paths=here.paths)
+        package = replace(subject.env.package, make_env=subject.baseline)
+        theirs = replace(subject, env=replace(subject.env, package=package), paths=here.paths)
         measured = asyncio.run(measure(theirs, options))
         rows.insert(0, _row(subject.name, "package", measured, options.slots))
     return rows
@@ -66,7 +66,7 @@ def table_rows(subject: Subject, options: argparse.Namespace) -> list[list[Cell]
 
 async def measure(subject: Subject, options: argparse.Namespace) -> Memory:
     """Play in all slots of a pool, and add up their processes."""
-    pool = EnvPool(subject.package, subject.options, PoolConfig(slots_per_worker=options.slots))
+    pool = EnvPool(subject.env, PoolConfig(slots_per_worker=options.slots))
     rng, paths = random.Random(options.seed), {}
     try:
         async with AsyncExitStack() as held:

@@ -77,7 +77,7 @@ def table_rows(subject: Subject, options: argparse.Namespace) -> list[list[Cell]
 def measure(subject: Subject, slots: int, seconds: float, seed: int) -> tuple[float, float, float]:
     """Seconds until all slots have started; then steps and resets a second of all together."""
     started = time.perf_counter()
-    pool = EnvPool(subject.package, subject.options, PoolConfig(slots_per_worker=slots))
+    pool = EnvPool(subject.env, PoolConfig(slots_per_worker=slots))
     window, tasks = Window(slots, seconds), itertools.cycle(subject.tasks)
     try:
         start_s = asyncio.run(_play_all(pool, subject, slots, window, tasks, seed)) - started

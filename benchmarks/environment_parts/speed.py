@@ -69,7 +69,7 @@ def run(names: Sequence[str], notes: Sequence[str], options: argparse.Namespace)
 
 async def measure(subject: Subject, options: argparse.Namespace) -> dict[str, Times]:
     """The times of both sides, or of the one that there is."""
-    make_envs = {PACKAGE: subject.baseline, HERE: subject.package.make_env}
+    make_envs = {PACKAGE: subject.baseline, HERE: subject.env.make_env}
     slots = {side: _slot(subject, path) for side, path in make_envs.items() if path}
     times = {side: Times() for side in slots}
     rng = random.Random(options.seed)
@@ -147,5 +147,4 @@ def _compared(theirs: float | None, ours: float) -> tuple[Cell, Cell, Cell]:
 
 
 def _slot(subject: Subject, make_env: str) -> EnvSlot:
-    options = subject.package.parse_options(subject.options)
-    return EnvSlot(0, TIMED_ENV, Inner(make_env, options), PoolConfig())
+    return EnvSlot(0, TIMED_ENV, Inner(make_env, subject.env.options), PoolConfig())

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from agent_system.config import EnvConfig, TaskSetConfig
-from agent_system.environments.registry import EnvPackage, get_env_package
+from agent_system.environments.registry import BoundEnv, get_env_package
 from agent_system.interfaces import AsyncEnv
 from agent_system.types import Observation, Task
 from verl.config.compose import compose_config
@@ -61,8 +61,7 @@ class Subject:
     """
 
     name: str
-    package: EnvPackage
-    options: Mapping[str, Any]
+    env: BoundEnv[Any]
     tasks: Sequence[Task]
     max_steps: int
     baseline: str = ""
@@ -100,12 +99,11 @@ def open_subject(name: str) -> Iterator[Subject]:
         if name == "alfworld":
             _generate_games(folder)
             options["data_dir"] = folder
-        package = package.configured(package.parse_options(options))
-        tasks = _tasks(name, package)
+        env = package.bind(options)
+        tasks = _tasks(name, env)
         yield Subject(
             name,
-            package,
-            options,
+            env,
             tasks,
             config.max_steps,
             BASELINES.get(name, ""),
@@ -132,12 +130,12 @@ def _preset(name: str) -> EnvConfig:
     return config.env
 
 
-def _tasks(name: str, package: EnvPackage) -> list[Task]:
+def _tasks(name: str, env: BoundEnv[Any]) -> list[Task]:
     if name.startswith("sciworld"):
         configs = [TaskSetConfig("all_test", [task]) for task in SCIWORLD_TASKS]
-        return [package.task_sets(config)[0] for config in configs]
+        return [env.tasks(config)[0] for config in configs]
     lists = {"alfworld": "train", "textworld_express": "test:3"}
-    return package.task_sets(TaskSetConfig(lists.get(name, "test:16")))
+    return env.tasks(TaskSetConfig(lists.get(name, "test:16")))
 
 
 def _sciworld_paths(tasks: Sequence[Task]) -> dict[str, list[str]]:

@@ -16,6 +16,7 @@ from typing import Any
 from agent_system.adapters.setup import build_prompts, load_tasks
 from agent_system.environments.env_package.sciworld.gold import gold_paths
 from agent_system.environments.pool import EnvPool
+from agent_system.environments.registry import bind_env
 from agent_system.interfaces import AsyncEnv
 from agent_system.multi_turn_rollout import TrajectoryCollector
 from agent_system.types import Episode, Observation, SamplingParams, StepResult, Task
@@ -98,7 +99,7 @@ def open_games(config: PPOConfig) -> Iterator[Games]:
     first = {task.name: task for task in reversed(load_tasks(config, "train"))}
     tasks = [first[name] for name in config.env.train.tasks]
     pool_config = replace(config.env.pool, slots_per_worker=len(tasks), log_dir=None)
-    pool = EnvPool(config.env.env_name, config.env.options, pool_config)
+    pool = EnvPool(bind_env(config.env), pool_config)
     try:
         solutions = gold_paths(tasks, config.env.options["simplification"])
         scripts = {key: actions[: config.env.max_steps] for key, actions in solutions.items()}

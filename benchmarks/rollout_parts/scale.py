@@ -17,7 +17,7 @@ from agent_system.adapters.rollout_worker import RolloutWorker
 from agent_system.config import TaskSetConfig
 from agent_system.types import Episode, SamplingParams
 from rollout_parts.report import share, show
-from rollout_parts.scripted import PACKAGE, ScriptedOptions, ScriptedPool, task_sets
+from rollout_parts.scripted import PACKAGE, ScriptedOptions, ScriptedPool
 from rollout_parts.simulated import Latencies
 from verl.config.compose import compose_config
 from verl.config.plan import make_plan
@@ -154,7 +154,7 @@ def measure(config: PPOConfig, replicas: int, options: argparse.Namespace) -> Lo
 
 def make_episodes(replicas: int, per_replica: int, name: str) -> list[Episode]:
     """Groups of one episode. Dealt in turn, every replica gets the same mixture of lengths."""
-    tasks = task_sets(TaskSetConfig(name=name))
+    tasks = PACKAGE.bind({}).tasks(TaskSetConfig(name=name))
     return [
         Episode(tasks[i // replicas % len(tasks)], f"{name}-{i}", f"{name}-{i}/0")
         for i in range(replicas * per_replica)

@@ -96,7 +96,7 @@ def prompts(
     return make_prompts(RULES, action_format)
 
 
-def task_sets(config: TaskSetConfig) -> list[Task]:
+def task_sets(options: ScriptedOptions, config: TaskSetConfig) -> list[Task]:
     """`walk`: tasks of 3 to 8 turns."""
     walks = [Task("walk", {"turns": turns}) for turns in range(3, 9)]
     return select_tasks(walks, config)

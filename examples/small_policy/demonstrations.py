@@ -21,7 +21,7 @@ from typing import Any
 
 from agent_system.config import EnvConfig
 from agent_system.environments.pool import EnvPool
-from agent_system.environments.registry import get_env_package
+from agent_system.environments.registry import bind_env
 from agent_system.interfaces import AsyncEnv, PromptBuilder
 from agent_system.types import StepResult, Task
 from verl.config.compose import compose_config
@@ -124,11 +124,11 @@ async def demonstrate(
 
 async def demonstrate_all(env: EnvConfig, seed: int) -> list[dict[str, Any]]:
     """All training tasks, in the order of the task list."""
-    package = get_env_package(env.env_name)
-    prompts = package.prompts(package.parse_options(env.options), env.action_format)
-    pool = EnvPool(env.env_name, env.options, env.pool)
+    bound = bind_env(env)
+    prompts = bound.prompts(env.action_format)
+    pool = EnvPool(bound, env.pool)
     try:
-        tasks = package.task_sets(env.train)
+        tasks = bound.tasks(env.train)
         return await asyncio.gather(*(demonstrate(pool, prompts, task, seed) for task in tasks))
     finally:
         pool.close()

@@ -42,10 +42,10 @@ async def demonstrate(pool: EnvPool, prompts: PromptBuilder, task: Task) -> dict
 
 async def demonstrate_all(env: EnvConfig, count: int) -> list[dict[str, Any]]:
     """The first `count` training tasks, in the order of the task list."""
-    package = get_env_package(env.env_name)
-    prompts = package.prompts(package.parse_options(env.options), env.action_format)
-    tasks = package.task_sets(env.train)[:count]
-    pool = EnvPool(env.env_name, {**env.options, "gold_path": True}, env.pool)
+    bound = get_env_package(env.env_name).bind({**env.options, "gold_path": True})
+    prompts = bound.prompts(env.action_format)
+    tasks = bound.tasks(env.train)[:count]
+    pool = EnvPool(bound, env.pool)
     try:
         return await asyncio.gather(*(demonstrate(pool, prompts, task) for task in tasks))
     finally:

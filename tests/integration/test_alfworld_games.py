@@ -31,6 +31,7 @@ from agent_system.environments.env_package.alfworld.options import AlfWorldOptio
 from agent_system.environments.env_package.alfworld.speedups import speedups
 from agent_system.environments.env_package.alfworld.tasks import alfworld_tasks
 from agent_system.environments.pool import EnvPool
+from agent_system.environments.registry import get_env_package
 
 pytestmark = [pytest.mark.alfworld, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -111,7 +112,8 @@ def open_pool():
     pools = []
 
     def open_pool(folder):
-        pools.append(EnvPool(ENV_NAME, {"data_dir": str(folder)}, PoolConfig(slots_per_worker=2)))
+        env = get_env_package(ENV_NAME).bind({"data_dir": str(folder)})
+        pools.append(EnvPool(env, PoolConfig(slots_per_worker=2)))
         return pools[-1]
 
     yield open_pool

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent_system.config import PoolConfig, TaskSetConfig
-from agent_system.environments.registry import get_env_package
+from agent_system.environments.registry import bind_env
 from agent_system.environments.testing import check_env
 from agent_system.types import Task
 from verl.config.compose import compose_config
@@ -82,13 +82,12 @@ def test_slippery_lakes_keep_the_contract(slippery_map):
 @pytest.mark.parametrize("preset", ["frozen_lake", "blackjack", "custom_env", "textworld_express"])
 def test_presets_have_settings_and_disjoint_task_lists(preset):
     _, config = compose_config([f"env={preset}", "actor_rollout_ref.model.path=small"])
-    package = get_env_package(config.env.env_name)
-    options = package.parse_options(config.env.options)
+    env = bind_env(config.env)
     lists = [config.env.train, *config.env.val.values()]
-    train, *val = ({task.key for task in package.task_sets(which)} for which in lists)
+    train, *val = ({task.key for task in env.tasks(which)} for which in lists)
     assert train and val and all(val)
     assert not any(train & keys for keys in val)
-    opening = package.prompts(options, config.env.action_format).system("The task.")
+    opening = env.prompts(config.env.action_format).system("The task.")
     assert len(opening) > 20
 
 

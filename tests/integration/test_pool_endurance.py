@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from agent_system.adapters.rows import to_data_proto
 from agent_system.config import ActionFormatConfig, EnvConfig, PoolConfig, TaskSetConfig
 from agent_system.environments.pool import EnvPool
-from agent_system.environments.registry import get_env_package
+from agent_system.environments.registry import bind_env
 from agent_system.multi_turn_rollout import TrajectoryCollector
 from agent_system.types import Episode, Generation, SamplingParams
 
@@ -126,8 +126,7 @@ def config(tmp_path):
 @pytest.fixture
 def collector_of(config, tokenizer):
     """The trainer's own rollout loop, of a pool."""
-    package = get_env_package(config.env_name)
-    prompts = package.prompts(package.parse_options(config.options), config.action_format)
+    prompts = bind_env(config).prompts(config.action_format)
     return lambda pool: TrajectoryCollector(pool, prompts, tokenizer, config, MAX_PROMPT_LENGTH)
 
 
@@ -137,7 +136,7 @@ def open_pool(config):
 
     def make(slots=SLOTS):
         settings = replace(config.pool, slots_per_worker=slots)
-        pools.append(EnvPool(config.env_name, config.options, settings))
+        pools.append(EnvPool(bind_env(config), settings))
         return pools[-1]
 
     yield make
@@ -147,7 +146,7 @@ def open_pool(config):
 
 @pytest.fixture
 def episodes(config):
-    tasks = get_env_package(config.env_name).task_sets(config.train)
+    tasks = bind_env(config).tasks(config.train)
     assert len(tasks) * GROUP_SIZE == EPISODES
     return [
         Episode(task, f"g{i}", f"g{i}/{member}")

@@ -13,6 +13,7 @@ import pytest
 
 from agent_system.config import PoolConfig
 from agent_system.environments.pool import EnvPool, EnvWorkerError
+from agent_system.environments.registry import get_env_package
 from agent_system.types import Task
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -24,7 +25,7 @@ TASK = Task("find-animal", {"task_name": "find-animal", "variation": 7})
 @pytest.fixture
 def pool():
     """Two simulators."""
-    pool = EnvPool(ENV_NAME, {}, PoolConfig(slots_per_worker=2))
+    pool = EnvPool(get_env_package(ENV_NAME).bind({}), PoolConfig(slots_per_worker=2))
     yield pool
     pool.close()
 
@@ -87,10 +88,11 @@ def test_a_crashed_simulator_costs_one_episode(pool):
 PARENT = """
     import asyncio, time
     from agent_system.config import PoolConfig
+    from agent_system.environments.env_package.sciworld import PACKAGE
     from agent_system.environments.pool import EnvPool
 
     async def main():
-        pool = EnvPool("sciworld/SciWorldEnv", {}, PoolConfig(slots_per_worker=1))
+        pool = EnvPool(PACKAGE.bind({}), PoolConfig(slots_per_worker=1))
         async with pool.acquire() as env:
             print(env.pid, flush=True)
             time.sleep(1000)
@@ -114,7 +116,7 @@ def test_a_killed_parent_leaves_no_simulator_behind():
 
 
 def test_simulators_are_quiet(capfd):
-    pool = EnvPool(ENV_NAME, {}, PoolConfig(slots_per_worker=1))
+    pool = EnvPool(get_env_package(ENV_NAME).bind({}), PoolConfig(slots_per_worker=1))
     asyncio.run(first_words(pool))
     pool.close()
     assert capfd.readouterr() == ("", "")

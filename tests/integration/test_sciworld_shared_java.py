@@ -13,12 +13,12 @@ import psutil
 import pytest
 
 from agent_system.config import PoolConfig
+from agent_system.environments.env_package.sciworld import PACKAGE
 from agent_system.environments.pool import EnvPool, EnvWorkerError
 from agent_system.types import Task
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
-ENV_NAME = "sciworld/SciWorldEnv"
 FIND = Task("find-living-thing", {"task_name": "find-living-thing", "variation": 0})
 POWER = Task("power-component", {"task_name": "power-component", "variation": 0})
 HEAP_MB = 333  # found again in the command line of Java
@@ -26,7 +26,7 @@ HEAP_MB = 333  # found again in the command line of Java
 
 def shared_pool(slots, simulators_per_jvm, heap_mb=HEAP_MB):
     options = {"simulators_per_jvm": simulators_per_jvm, "jvm_heap_mb": heap_mb, "gold_path": True}
-    return EnvPool(ENV_NAME, options, PoolConfig(slots_per_worker=slots))
+    return EnvPool(PACKAGE.bind(options), PoolConfig(slots_per_worker=slots))
 
 
 @pytest.fixture(scope="module")
@@ -166,11 +166,12 @@ def test_random_kills_lose_episodes_but_never_spoil_one(pool):
 PARENT = f"""
     import asyncio, signal
     from agent_system.config import PoolConfig
+    from agent_system.environments.env_package.sciworld import PACKAGE
     from agent_system.environments.pool import EnvPool
 
     async def main():
         options = {{"simulators_per_jvm": 2, "jvm_heap_mb": {HEAP_MB + 2}}}
-        pool = EnvPool("{ENV_NAME}", options, PoolConfig(slots_per_worker=2))
+        pool = EnvPool(PACKAGE.bind(options), PoolConfig(slots_per_worker=2))
         async with pool.acquire(), pool.acquire():
             print("up", flush=True)
             await asyncio.sleep(1000)

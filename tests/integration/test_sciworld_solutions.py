@@ -3,13 +3,13 @@
 import pytest
 
 from agent_system.config import PoolConfig, TaskSetConfig
+from agent_system.environments.env_package.sciworld import PACKAGE
 from agent_system.environments.env_package.sciworld.tasks import sciworld_tasks
 from agent_system.environments.pool import EnvPool
 from agent_system.types import Task
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-ENV_NAME = "sciworld/SciWorldEnv"
 SLOTS = 3
 # One test variation of each task, with a short gold path.
 VARIATIONS = {
@@ -58,7 +58,7 @@ def make_pool():
 
     def make(**options):
         options |= {"simulators_per_jvm": SLOTS, "jvm_heap_mb": 384}
-        pools.append(EnvPool(ENV_NAME, options, PoolConfig(SLOTS, reset_timeout_s=400.0)))
+        pools.append(EnvPool(PACKAGE.bind(options), PoolConfig(SLOTS, reset_timeout_s=400.0)))
         return pools[-1]
 
     yield make

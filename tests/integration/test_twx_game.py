@@ -9,8 +9,8 @@ from agent_system.environments.env_package.textworld_express.options import (
     TextWorldExpressOptions,
 )
 from agent_system.environments.env_package.textworld_express.simulator import Simulator
-from agent_system.environments.env_package.textworld_express.tasks import twx_tasks
 from agent_system.environments.pool import EnvPool
+from agent_system.environments.registry import get_env_package
 from agent_system.environments.testing import check_env
 
 pytest.importorskip("textworld_express")
@@ -100,9 +100,10 @@ def test_a_reset_without_a_task_says_how(env):
 
 @pytest.mark.slow
 def test_gold_paths_win_and_waiting_does_not(play_scripts):
-    tasks = [t for fold in ("train", "test") for t in twx_tasks(TaskSetConfig(f"{fold}:{SEEDS}"))]
+    env = get_env_package(NAME).bind({"gold_path": True})
+    tasks = [t for fold in ("train", "test") for t in env.tasks(TaskSetConfig(f"{fold}:{SEEDS}"))]
     assert len(tasks) == 2 * 8 * SEEDS
-    pool = EnvPool(NAME, {"gold_path": True}, PoolConfig(slots_per_worker=2))
+    pool = EnvPool(env, PoolConfig(slots_per_worker=2))
     try:
         won = play_scripts(pool, tasks, lambda task, info: info["gold_path"])
         waited = play_scripts(pool, tasks, lambda task, info: ["look around"] * 30)

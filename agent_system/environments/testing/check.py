@@ -12,7 +12,7 @@ from typing import Any
 
 from agent_system.config import ActionFormatConfig, PoolConfig, TaskSetConfig
 from agent_system.environments.pool import EnvPool
-from agent_system.environments.registry import EnvPackage, get_env_package, import_object
+from agent_system.environments.registry import BoundEnv, EnvPackage, get_env_package
 from agent_system.environments.tasks import task_list_hash
 from agent_system.environments.testing.play import EnvReport, Examiner, GoldPath
 from agent_system.interfaces import TextEnv
@@ -36,7 +36,7 @@ class EnvContractError(AssertionError):
 
 
 def check_env(
-    env: str | EnvPackage,
+    env: str | EnvPackage[Any],
     options: Mapping[str, Any] | None = None,
     *,
     task_lists: Sequence[str | TaskSetConfig] = ("train",),
@@ -74,20 +74,18 @@ def check_env(
         EnvContractError: with all problems as sentences.
         ValueError: there is no such environment, its options are wrong or it cannot run here.
     """
-    package = get_env_package(env)
-    typed_options = package.parse_options(options or {})
-    package = package.configured(typed_options)
-    package.check()
-    problems = list(_prompt_problems(package, typed_options))
+    bound = get_env_package(env).bind(options or {})
+    bound.check()
+    problems = list(_prompt_problems(bound))
     tasks: list[Task] = []
     for task_list in task_lists:
         config = TaskSetConfig(task_list) if isinstance(task_list, str) else task_list
-        listed, found = _listed(package, config)
+        listed, found = _listed(bound, config)
         problems += found
         tasks += _spread(listed, tasks_per_list)
     report = EnvReport()
     if tasks:
-        problems += _process_problems(package, typed_options, tasks[0])
+        problems += _process_problems(bound, tasks[0])
         limits = replace(pool or PoolConfig(), slots_per_worker=SLOTS)
         examiner = Examiner(
             report=report,
@@ -98,18 +96,18 @@ def check_env(
             is_refusal=is_refusal,
             repeatable_steps=repeatable_steps,
         )
-        problems += _played(examiner, package, options, limits, tasks)
+        problems += _played(examiner, bound, limits, tasks)
     if problems:
-        raise EnvContractError(package.name, list(dict.fromkeys(problems)))
-    logger.info("%s keeps the contract: %s", package.name, report)
+        raise EnvContractError(bound.name, list(dict.fromkeys(problems)))
+    logger.info("%s keeps the contract: %s", bound.name, report)
     return report
 
 
-def _prompt_problems(package: EnvPackage, options: Any) -> Iterator[str]:
+def _prompt_problems(env: BoundEnv[Any]) -> Iterator[str]:
     """Of the prompts, in both action formats."""
     seen = Observation("Something is seen.", ("look",))
     for kind in ("think_action", "plain"):
-        prompts = package.prompts(options, ActionFormatConfig(kind))
+        prompts = env.prompts(ActionFormatConfig(kind))
         texts = {
             "first": prompts.first("The task.", seen),
             "next": prompts.next(seen),
@@ -125,14 +123,14 @@ def _prompt_problems(package: EnvPackage, options: Any) -> Iterator[str]:
                 yield f"prompts.parse ({kind}) has to answer with a ParsedAction"
 
 
-def _listed(package: EnvPackage, config: TaskSetConfig) -> tuple[list[Task], list[str]]:
+def _listed(env: BoundEnv[Any], config: TaskSetConfig) -> tuple[list[Task], list[str]]:
     """The tasks of a list, and what is wrong with it."""
-    tasks, problems = package.task_sets(config), []
+    tasks, problems = env.tasks(config), []
     if not tasks:
         problems.append(f"the task list '{config.name}' is empty")
     if len({task.key for task in tasks}) < len(tasks):
         problems.append(f"the task list '{config.name}' has a task twice")
-    if task_list_hash(package.task_sets(config)) != task_list_hash(tasks):
+    if task_list_hash(env.tasks(config)) != task_list_hash(tasks):
         problems.append(f"the task list '{config.name}' is another one at every call")
     for task in _spread(tasks, 1):
         if json.loads(json.dumps(dict(task.options))) != dict(task.options):
@@ -147,12 +145,12 @@ def _spread(tasks: Sequence[Task], count: int) -> list[Task]:
     return [tasks[round(i * (len(tasks) - 1) / max(count - 1, 1))] for i in range(count)]
 
 
-def _process_problems(package: EnvPackage, options: Any, task: Task) -> Iterator[str]:
+def _process_problems(bound: BoundEnv[Any], task: Task) -> Iterator[str]:
     """Of the environment in this process: what the pool would hide."""
-    env = import_object(package.make_env)(options)
+    env = bound.open()
     try:
         if not isinstance(env, TextEnv):
-            yield f"{package.make_env} has to build a TextEnv: reset, step and close"
+            yield f"{bound.make_env} has to build a TextEnv: reset, step and close"
             return
         coordinates = {"name": task.name, "options": dict(task.options), "seed": task.seed}
         answer = env.reset(seed=task.seed, options={"task": coordinates})
@@ -169,14 +167,10 @@ def _process_problems(package: EnvPackage, options: Any, task: Task) -> Iterator
 
 
 def _played(
-    examiner: Examiner,
-    package: EnvPackage,
-    options: Mapping[str, Any] | None,
-    limits: PoolConfig,
-    tasks: Sequence[Task],
+    examiner: Examiner, env: BoundEnv[Any], limits: PoolConfig, tasks: Sequence[Task]
 ) -> list[str]:
     """What goes wrong in processes of the pool."""
-    pool = EnvPool(package, options or {}, limits)
+    pool = EnvPool(env, limits)
     try:
         return asyncio.run(examiner.examine(pool, tasks))
     finally:

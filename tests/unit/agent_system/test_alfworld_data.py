@@ -75,7 +75,7 @@ def test_a_file_is_a_list_too(tmp_path):
     row = {"name": "look_at_obj_in_light", "options": {"game": "json_2.1.1/train/a/b/game.tw-pddl"}}
     path = tmp_path / "mine.json"
     path.write_text(json.dumps([row]))
-    [task] = alfworld_tasks(TaskSetConfig(name=str(path)))
+    [task] = alfworld_tasks(TaskSetConfig(name=str(path)), tmp_path)
     assert (task.name, task.options) == (row["name"], row["options"])
 
 
@@ -85,10 +85,9 @@ def test_an_unknown_list_is_refused(games):
 
 
 def test_without_games_one_sentence_names_both_remedies(tmp_path):
-    package = get_env_package(ENV_NAME)
-    package = package.configured(package.parse_options({"data_dir": str(tmp_path)}))
+    env = get_env_package(ENV_NAME).bind({"data_dir": str(tmp_path)})
     with pytest.raises(ValueError) as caught:
-        package.task_sets(TaskSetConfig(name="valid_seen"))
+        env.tasks(TaskSetConfig(name="valid_seen"))
     message = str(caught.value)
     assert f"no ALFWorld games in '{tmp_path}/json_2.1.1/valid_seen'" in message
     assert f"env_package.alfworld.generate --out {tmp_path}" in message
@@ -143,8 +142,7 @@ def test_other_counts_and_older_grammars_are_said(games, caplog):
 
 
 def test_the_prompt_has_task_history_and_the_commands_of_now():
-    package = get_env_package(ENV_NAME)
-    prompts = package.prompts(package.options(), ActionFormatConfig())
+    prompts = get_env_package(ENV_NAME).bind({}).prompts(ActionFormatConfig())
     observation = Observation("You see a desk 1.", ("go to desk 1", "look"))
     text = prompts.first("put a mug in desk.", observation)
     assert text.startswith("Task: put a mug in desk.")

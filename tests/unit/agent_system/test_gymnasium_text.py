@@ -9,7 +9,6 @@ from gymnasium.spaces import Text
 
 from agent_system.config import TaskSetConfig
 from agent_system.environments.env_package.gymnasium_text import PACKAGE
-from agent_system.environments.env_package.gymnasium_text.env import GymnasiumTextEnv
 from agent_system.environments.registry import get_env_package
 from agent_system.types import Task
 
@@ -23,7 +22,7 @@ BLACKJACK = {"id": "Blackjack-v1", "wrapper": f"{WRAPPERS}:BlackjackText"}
 
 
 def make(**options):
-    return GymnasiumTextEnv(PACKAGE.parse_options(options))
+    return PACKAGE.bind(options).open()
 
 
 def reset(env, seed=0):
@@ -61,8 +60,8 @@ def shortest_path(drawing):
 
 def test_it_is_registered_and_its_tasks_are_seeds():
     assert get_env_package("gymnasium/TextEnv") is PACKAGE
-    lake = PACKAGE.configured(PACKAGE.parse_options({"id": "FrozenLake-v1"}))
-    assert lake.task_sets(TaskSetConfig("test:2")) == [
+    lake = PACKAGE.bind({"id": "FrozenLake-v1"})
+    assert lake.tasks(TaskSetConfig("test:2")) == [
         Task("FrozenLake-v1", {"seed": 20_000}),
         Task("FrozenLake-v1", {"seed": 20_001}),
     ]

@@ -17,6 +17,7 @@ import pytest
 
 from agent_system.config import PoolConfig
 from agent_system.environments.pool import EnvPool, EnvPoolError, EnvWorkerError
+from agent_system.environments.registry import get_env_package
 from agent_system.types import Task
 
 ENV_NAME = "scripted_env:PACKAGE"
@@ -89,7 +90,7 @@ def make_pool(tmp_path, monkeypatch):
 
     def make(slots=1, options=None, **config):
         config = PoolConfig(slots_per_worker=slots, **config)
-        pools.append(EnvPool(ENV_NAME, options or {}, config))
+        pools.append(EnvPool(get_env_package(ENV_NAME).bind(options or {}), config))
         return pools[-1]
 
     yield make
@@ -453,9 +454,10 @@ PARENT = """
     from agent_system.config import PoolConfig
     from agent_system.environments.pool import EnvPool
     from agent_system.types import Task
+    from scripted_env import PACKAGE
 
     async def main():
-        pool = EnvPool("scripted_env:PACKAGE", {}, PoolConfig(slots_per_worker=1))
+        pool = EnvPool(PACKAGE.bind({}), PoolConfig(slots_per_worker=1))
         async with pool.acquire() as env:
             await env.reset(Task("t", {}))
             child = (await env.step("child")).observation.text
@@ -521,7 +523,7 @@ def test_a_process_that_notices_by_its_connection_ends_its_children_too(make_poo
 )
 def test_bad_settings_are_refused(name, options, message):
     with pytest.raises(ValueError, match=message):
-        EnvPool(name, options, PoolConfig())
+        get_env_package(name).bind(options)
 
 
 def is_gone(pid):

@@ -94,13 +94,13 @@ def test_shipped_lists_are_whole_and_known_by_name(name):
     stored = TaskFile.read(name)
     assert stored == TaskFile.read(SHIPPED_LISTS / name)
     assert f"{stored.name}.json" == name
-    package = get_env_package(stored.environment)
-    assert package.task_sets(TaskSetConfig(name)) == list(stored.tasks)
+    env = get_env_package(stored.environment).bind({})
+    assert env.tasks(TaskSetConfig(name)) == list(stored.tasks)
 
 
 def test_shipped_lists_are_those_of_their_presets():
     config = TaskSetConfig("L1_test", max_tasks=128)
-    tasks = get_env_package("sciworld/SciWorldEnv").task_sets(config)
+    tasks = get_env_package("sciworld/SciWorldEnv").bind({}).tasks(config)
     assert load_task_file("sciworld_l1_test_128.json") == tasks
 
 
@@ -128,6 +128,16 @@ def test_the_command_refuses_an_unknown_list_in_a_sentence(tmp_path, capsys):
     assert "unknown task list 'L7_test'; available: L0_train" in capsys.readouterr().err
 
 
+def test_the_command_asks_for_the_list_with_the_options_given(tmp_path, capsys):
+    named = ["test:2", "--name", "lake", "--output", str(tmp_path / "lake.json")]
+    main(["gymnasium/TextEnv", *named, "--options", '{"id": "FrozenLake-v1"}'])
+    assert [task.name for task in load_task_file(tmp_path / "lake.json")] == ["FrozenLake-v1"] * 2
+    for wrong, message in (("{}", "env.options.id is missing"), ("[1]", "invalid _options value")):
+        with pytest.raises(SystemExit):
+            main(["gymnasium/TextEnv", *named, "--options", wrong])
+        assert message in capsys.readouterr().err
+
+
 def test_overlap_ignores_seeds_that_do_not_make_the_task():
     train = [Task("a", {"variation": v}) for v in range(3)]
     other = [Task("a", {"variation": v}, seed=9) for v in range(2, 5)]
@@ -148,6 +158,7 @@ def test_overlap_ignores_seeds_that_do_not_make_the_task():
     ],
 )
 def test_training_lists_share_nothing_with_their_tests(environment, train, test):
-    lists = get_env_package(environment).task_sets
+    options = {"id": "FrozenLake-v1"} if environment == "gymnasium/TextEnv" else {}
+    lists = get_env_package(environment).bind(options).tasks
     assert count_overlap(lists(TaskSetConfig(train)), lists(TaskSetConfig(test))) == 0
     assert count_overlap(lists(TaskSetConfig(train)), lists(TaskSetConfig(train))) > 0

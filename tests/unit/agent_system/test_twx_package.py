@@ -13,7 +13,7 @@ from agent_system.types import Observation, Task
 
 
 def tasks(name, **kwargs):
-    return PACKAGE.task_sets(TaskSetConfig(name, **kwargs))
+    return PACKAGE.bind({}).tasks(TaskSetConfig(name, **kwargs))
 
 
 def test_it_is_registered():
@@ -44,7 +44,7 @@ def test_parameters_are_written_as_the_simulator_takes_them():
 )
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        PACKAGE.parse_options(options)
+        PACKAGE.bind(options)
 
 
 def test_the_folds_have_every_game_and_no_seed_in_common():

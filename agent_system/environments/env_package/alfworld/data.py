@@ -11,6 +11,7 @@ games are 400 MB. What was found is kept in `<split>/.games.json` with a fingerp
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import logging
 import os
@@ -50,6 +51,15 @@ class GameEntry:
     path: str
     task_type: str
     is_present: bool
+
+
+def check_installed() -> None:
+    """Raises ValueError when the package `alfworld` or its simulator is missing."""
+    for module in ("alfworld", "textworld", "fast_downward"):
+        if importlib.util.find_spec(module) is None:
+            raise ValueError(
+                f"ALFWorld needs the package '{module}'; install it with pip install '.[alfworld]'"
+            )
 
 
 def find_data_dir(configured: str) -> Path:

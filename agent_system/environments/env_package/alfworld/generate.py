@@ -13,8 +13,7 @@ import logging
 import sys
 from pathlib import Path
 
-from agent_system.environments.env_package.alfworld.data import TASK_TYPES
-from agent_system.environments.env_package.alfworld.package import check_installed
+from agent_system.environments.env_package.alfworld.data import TASK_TYPES, check_installed
 
 logger = logging.getLogger(__name__)
 

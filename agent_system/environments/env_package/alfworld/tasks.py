@@ -17,11 +17,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from agent_system.config import TaskSetConfig
-from agent_system.environments.env_package.alfworld.data import (
-    TASK_TYPES,
-    find_data_dir,
-    list_games,
-)
+from agent_system.environments.env_package.alfworld.data import TASK_TYPES, list_games
 from agent_system.environments.tasks import load_task_file, select_tasks
 from agent_system.types import Task
 
@@ -38,11 +34,11 @@ _LISTS: dict[str, tuple[str, frozenset[str]]] = {
 }
 
 
-def alfworld_tasks(config: TaskSetConfig, data_dir: Path | None = None) -> list[Task]:
+def alfworld_tasks(config: TaskSetConfig, data_dir: Path) -> list[Task]:
     """The list named `config.name`, or the one in that file (*.json), filtered and cut.
 
-    `data_dir`: default $ALFWORLD_DATA or ~/.cache/alfworld. Raises ValueError on an unknown name or
-    task type, when there are no games (with the two ways to get some) and when nothing is left.
+    Raises ValueError on an unknown name or task type, when there are no games in `data_dir` (with
+    the two ways to get some) and when nothing is left.
     """
     if config.name.endswith(".json"):
         return select_tasks(load_task_file(config.name, ENV_NAME), config)
@@ -51,6 +47,6 @@ def alfworld_tasks(config: TaskSetConfig, data_dir: Path | None = None) -> list[
             f"unknown task list '{config.name}'; available: {', '.join(_LISTS)}, or a *.json file"
         )
     split, types = _LISTS[config.name]
-    games = list_games(data_dir or find_data_dir(""), split)
+    games = list_games(data_dir, split)
     tasks = [Task(game.task_type, {"game": game.path}) for game in games if game.task_type in types]
     return select_tasks(tasks, config)

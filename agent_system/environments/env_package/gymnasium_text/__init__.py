@@ -8,15 +8,16 @@ The tasks are seeds of that id: lists train, dev, test, and with a number of the
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from agent_system.config import ActionFormatConfig
+from agent_system.config import ActionFormatConfig, TaskSetConfig
 from agent_system.environments.env_package.gymnasium_text.options import GymnasiumOptions
 from agent_system.environments.prompting import PlainPrompts, TextPrompts, make_prompts
 from agent_system.environments.registry import EnvPackage
 from agent_system.environments.seeds import SeedTasks, seed_task
+from agent_system.types import Task
 
 __all__ = ["PACKAGE", "GymnasiumOptions"]
+
+ENV_NAME = "gymnasium/TextEnv"
 
 
 def gymnasium_prompts(
@@ -26,19 +27,16 @@ def gymnasium_prompts(
     return make_prompts(options.rules, action_format, list_actions=True)
 
 
-class GymnasiumPackage(EnvPackage):
-    """Tasks are named by `env.options.id`."""
-
-    def configured(self, options: GymnasiumOptions) -> EnvPackage:
-        """The package whose tasks are those of this id."""
-        return replace(self, task_sets=SeedTasks(seed_task, (options.id,), environment=self.name))
+def gymnasium_tasks(options: GymnasiumOptions, config: TaskSetConfig) -> list[Task]:
+    """Seeds of `env.options.id`, which names the tasks. See `SeedTasks`."""
+    return SeedTasks(seed_task, (options.id,), environment=ENV_NAME)(options, config)
 
 
-PACKAGE = GymnasiumPackage(
-    name="gymnasium/TextEnv",
+PACKAGE = EnvPackage(
+    name=ENV_NAME,
     make_env="agent_system.environments.env_package.gymnasium_text.env:GymnasiumTextEnv",
     options=GymnasiumOptions,
     prompts=gymnasium_prompts,
-    task_sets=SeedTasks(seed_task, ("gymnasium",), environment="gymnasium/TextEnv"),
+    task_sets=gymnasium_tasks,
     check=lambda: None,
 )

@@ -14,6 +14,6 @@ PACKAGE = EnvPackage(
     make_env="agent_system.environments.env_package.sciworld.env:make_env",
     options=SciWorldOptions,
     prompts=sciworld_prompts,
-    task_sets=sciworld_tasks,
+    task_sets=lambda _, config: sciworld_tasks(config),
     check=check_installed,
 )
