@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from agent_system.types import (
-    Generation,
+    FinishReason,
     Observation,
     ParsedAction,
     SamplingParams,
@@ -42,6 +42,23 @@ class AsyncEnv(Protocol):
     async def reset(self, task: Task) -> tuple[Observation, dict[str, Any]]: ...
 
     async def step(self, action: str) -> StepResult: ...
+
+
+class Generation(Protocol):
+    """What an engine returns: the sampled ids (with the stop or end token) and their log-probs.
+
+    `token_ids`: (T,) int. `log_probs`: (T,) float, of softmax(logits / temperature), before top-p
+    and top-k. `weight_version`: the policy version that produced it.
+    """
+
+    @property
+    def token_ids(self) -> Sequence[int]: ...
+    @property
+    def log_probs(self) -> Sequence[float]: ...
+    @property
+    def finish_reason(self) -> FinishReason: ...
+    @property
+    def weight_version(self) -> int: ...
 
 
 class Policy(Protocol):

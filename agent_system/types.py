@@ -91,20 +91,6 @@ class SamplingParams:
         return self.temperature == 0.0
 
 
-@dataclass(frozen=True)
-class Generation:
-    """What an engine returns: the sampled ids (with the stop or end token) and their log-probs.
-
-    `token_ids`: (T,) int. `log_probs`: (T,) float, of softmax(logits / temperature), before top-p
-    and top-k. `weight_version`: the policy version that produced it.
-    """
-
-    token_ids: tuple[int, ...]
-    log_probs: tuple[float, ...]
-    finish_reason: FinishReason
-    weight_version: int = 0
-
-
 @dataclass
 class Turn:
     """One prompt-response-action-observation exchange, with the exact tokens that were sampled.

@@ -124,6 +124,7 @@ class RolloutWorker:
             UserError: the engine or the environment failed again and again.
             CancelledError: `cancel` was called.
         """
+        assert self._loop is not None, "start comes first"
         stream = self._collector.collect(self._engine, episodes, sampling, seed)
         with self._engine_failures(), self._environment_failures():
             yield from self._loop.stream(stream)

@@ -14,11 +14,11 @@ from agent_system.environments.tasks import TaskSampler
 from agent_system.types import Episode, SamplingParams, Task, Trajectory
 from verl import DataProto
 from verl.config.root import PPOConfig
-from verl.workers.interfaces import TaskSet
+from verl.workers.interfaces import AgentWorld, TaskSet
 from verl.workers.model_loading import load_tokenizer
 
 
-class World:
+class World(AgentWorld[Trajectory]):
     """See `verl.workers.interfaces.AgentWorld`."""
 
     worker_class = RolloutWorker

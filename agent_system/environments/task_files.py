@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # here, because environments load their lists with this module
     from agent_system.environments.registry import get_env_package
 
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="Write a task list to a file.")
     parser.add_argument("environment", help="such as sciworld/SciWorldEnv")
     parser.add_argument("list", help="a list of it, or a *.json file of one")
     parser.add_argument("--tasks", help="only these task types, comma-separated")

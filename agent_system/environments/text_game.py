@@ -73,7 +73,7 @@ class TextGame(ABC):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
         """See `TextEnv`. Raises ValueError when `options["task"]` is missing."""
-        if "task" not in (options or {}):
+        if not options or "task" not in options:
             raise ValueError(f"reset got options={options!r}; pass the task as options['task']")
         self._score = 0.0
         reply = self.start(Task(**options["task"]))

@@ -43,6 +43,7 @@ def main() -> int:
         _serve(connection, env)
     finally:
         _end_group()  # the parent is gone, and this may be noticed here first
+    return 0
 
 
 def _serve(connection: Connection, env: Any) -> None:

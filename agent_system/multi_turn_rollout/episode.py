@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from agent_system.interfaces import AsyncEnv, Policy, PromptBuilder
+from agent_system.interfaces import AsyncEnv, Generation, Policy, PromptBuilder
 from agent_system.multi_turn_rollout.conversation import (
     TOKEN_DTYPE,
     ChatTemplate,
@@ -21,7 +21,6 @@ from agent_system.multi_turn_rollout.progress import ProgressWatch
 from agent_system.rewards import EpisodeRewardManager
 from agent_system.types import (
     Episode,
-    Generation,
     Observation,
     SamplingParams,
     StepResult,

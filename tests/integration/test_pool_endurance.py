@@ -20,7 +20,8 @@ from agent_system.config import ActionFormatConfig, EnvConfig, PoolConfig, TaskS
 from agent_system.environments.pool import EnvPool
 from agent_system.environments.registry import bind_env
 from agent_system.multi_turn_rollout import TrajectoryCollector
-from agent_system.types import Episode, Generation, SamplingParams
+from agent_system.types import Episode, SamplingParams
+from verl.workers.rollout.base import Generation
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -114,7 +114,7 @@ def make_episodes(config):
 
 
 def start_worker(config):
-    worker = ray.remote(RolloutWorker).options(num_cpus=1).remote(config, 0, 1, "cpu")
+    worker = ray.remote(RolloutWorker).options(num_cpus=1).remote(config, make_plan(config), 0)
     ray.get(worker.start.remote())
     return worker
 

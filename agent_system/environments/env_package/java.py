@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from dataclasses import dataclass
-from typing import IO, Any
+from subprocess import Popen
+from typing import IO, Any, cast
 
 JVM_OPTIONS = (
     "-Xms16m",  # the default, 1/64 of the machine's memory, would fill up unused
@@ -29,13 +30,13 @@ def find_java(remedy: str) -> str:
     return java
 
 
-def connect(port: int, process: Any = None) -> Any:
+def connect(port: int, process: Popen[str] | None = None) -> Any:
     """The gateway to the Java process that listens on `port`; what it prints is dropped there."""
     from py4j.java_gateway import GatewayParameters, JavaGateway
 
     parameters = GatewayParameters(auto_field=True, port=port)
     gateway = JavaGateway(gateway_parameters=parameters, java_process=process)
-    java = gateway.jvm.java
+    java = cast(Any, gateway.jvm).java  # Java's packages, which Python has no types of
     silence = java.io.PrintStream(java.io.OutputStream.nullOutputStream())
     java.lang.System.setOut(silence)
     return gateway
@@ -51,7 +52,7 @@ class JavaProcess:
     """A Java process that ends when this process ends. `jvm`: its classes, by dotted name."""
 
     gateway: Any
-    process: Any
+    process: Popen[str]
 
     @classmethod
     def start(
@@ -63,7 +64,7 @@ class JavaProcess:
         """
         from py4j.java_gateway import launch_gateway
 
-        port, process = launch_gateway(
+        launched = launch_gateway(
             classpath=jar,
             java_path=java,
             javaopts=[f"-Xmx{heap_mb}m", *JVM_OPTIONS],
@@ -72,6 +73,7 @@ class JavaProcess:
             cwd=folder,
             return_proc=True,
         )
+        port, process = cast("tuple[int, Popen[str]]", launched)  # as `return_proc` has it
         return cls(connect(port, process), process)
 
     @property

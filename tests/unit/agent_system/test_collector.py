@@ -20,13 +20,13 @@ from agent_system.multi_turn_rollout.episode import request_seed
 from agent_system.multi_turn_rollout.summary import episode_metrics, trajectory_record
 from agent_system.types import (
     Episode,
-    Generation,
     Observation,
     ParsedAction,
     SamplingParams,
     StepResult,
     Task,
 )
+from verl.workers.rollout.base import Generation
 
 WORDS = ["<unk>", "</s>", "task", "left", "right", "at", *map(str, range(10))]
 SAMPLING = SamplingParams(max_tokens=3)
@@ -383,7 +383,7 @@ def test_an_engine_that_loses_tokens_or_log_probs_is_caught(tokenizer):
 
     policy = ShortPolicy()
     for ids, log_probs in [((), ()), ((3,), ())]:
-        policy.answer = Generation(ids, log_probs, "stop")
+        policy.answer = Generation(ids, log_probs, "stop", weight_version=7)
         with pytest.raises(RuntimeError, match=f"{len(ids)} tokens and 0 log-probs for g0/0"):
             collect(tokenizer, make_episodes(goals(2)), policy=policy)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from verl.utils.atomic import atomic_write_text
-from verl.workers.interfaces import AgentWorld
+from verl.workers.interfaces import AgentWorld, Trajectory
 
 
 class RolloutLog:
@@ -17,7 +17,7 @@ class RolloutLog:
         self._folder = Path(folder) if folder is not None else None
         self._world = world
 
-    def write(self, name: str, trajectories: list[Any]) -> list[dict[str, Any]]:
+    def write(self, name: str, trajectories: list[Trajectory]) -> list[dict[str, Any]]:
         """Returns the records it wrote."""
         records = [self._world.record(trajectory) for trajectory in trajectories]
         if self._folder is not None:

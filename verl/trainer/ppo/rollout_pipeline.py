@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from verl.config.root import PPOConfig
 from verl.utils.logging import progress
-from verl.workers.interfaces import AgentWorld
+from verl.workers.interfaces import AgentWorld, Episode, Trajectory
 from verl.workers.rollout.rollout_workers import RolloutWorkers
 
 T = TypeVar("T")
@@ -21,13 +21,13 @@ T = TypeVar("T")
 class Rollout:
     """One step's trajectories. `metrics`: of the engines while they played, and the seconds."""
 
-    trajectories: list[Any]
+    trajectories: list[Trajectory]
     metrics: dict[str, float]
 
 
 @dataclass(frozen=True)
 class _Pending:
-    episodes: list[Any]
+    episodes: Sequence[Episode]
     world_before: dict[str, Any]  # the world's state before the tasks were drawn
     rollout: Future[Rollout] | None = None  # once it is being played
 
@@ -98,7 +98,7 @@ class RolloutPipeline:
         episodes = self._world.train_episodes(data.train_batch_size, self._config.env.rollout.n)
         return _Pending(episodes, state)
 
-    def _play(self, episodes: list[Any], step: int) -> Rollout:
+    def _play(self, episodes: Sequence[Episode], step: int) -> Rollout:
         """Trajectories lost to a broken environment are dropped whole."""
         seed = self._config.trainer.seed * 1_000_003 + step
         start = time.perf_counter()

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from verl.config.root import PPOConfig
 from verl.trainer.ppo.statistics import wilson_interval
 from verl.utils.logging import progress
-from verl.workers.interfaces import AgentWorld, TaskSet
+from verl.workers.interfaces import AgentWorld, TaskSet, Trajectory
 from verl.workers.rollout.rollout_workers import RolloutWorkers
 
 VALIDATION_SEED = 20_251_122  # the same sampling noise in every validation of every run
@@ -28,7 +27,7 @@ class Validator:
         self._rollouts = rollouts
         self._task_sets = world.validation_sets()
 
-    def run(self, on_finished: Callable[[str, list[Any]], None]) -> dict[str, float]:
+    def run(self, on_finished: Callable[[str, list[Trajectory]], None]) -> dict[str, float]:
         """The metrics, under `val/`; `on_finished(name, trajectories)` is called for each part."""
         metrics: dict[str, float] = {}
         for task_set in self._task_sets:
@@ -38,14 +37,14 @@ class Validator:
                 on_finished(f"{task_set.name}_{mode}", trajectories)
         return metrics
 
-    def _play(self, task_set: TaskSet, mode: str) -> list[Any]:
+    def _play(self, task_set: TaskSet, mode: str) -> list[Trajectory]:
         episodes = [
             replace(episode, traj_uid=f"{episode.traj_uid}/{repeat}")
             for episode in task_set.episodes
             for repeat in range(self._options.episodes_per_task)
         ]
         size = self._in_flight or len(episodes)
-        trajectories = []
+        trajectories: list[Trajectory] = []
         with progress(total=len(episodes), description=f"{task_set.name} {mode}") as bar:
             for start in range(0, len(episodes), size):
                 trajectories += self._rollouts.collect(
@@ -57,7 +56,7 @@ class Validator:
         return trajectories
 
 
-def validation_metrics(prefix: str, trajectories: list[Any]) -> dict[str, float]:
+def validation_metrics(prefix: str, trajectories: list[Trajectory]) -> dict[str, float]:
     """Success with its Wilson 95% interval, the published lenient figure, score and length."""
     scored = [t for t in trajectories if t.reason != "env_error"]
     successes = sum(t.success for t in scored)

@@ -19,12 +19,18 @@ class SamplingSettings(Protocol):
     with a text that holds one of `stop`; `seed` makes the request repeatable.
     """
 
-    temperature: float
-    top_p: float
-    top_k: int
-    max_tokens: int
-    stop: tuple[str, ...]
-    seed: int | None
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def top_p(self) -> float: ...
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def max_tokens(self) -> int: ...
+    @property
+    def stop(self) -> tuple[str, ...]: ...
+    @property
+    def seed(self) -> int | None: ...
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,7 +15,9 @@ from ray.actor import ActorHandle
 
 from verl.config.plan import RunPlan
 from verl.config.root import PPOConfig
+from verl.workers.interfaces import Episode, RolloutWorker, Trajectory
 from verl.workers.rollout.accounting import engine_metrics
+from verl.workers.rollout.base import SamplingSettings
 from verl.workers.rollout.worker_handle import CONTROL, WORKER_LOST, WorkerHandle
 
 CLOSE_S = 30.0  # what a worker has to close by itself
@@ -36,7 +38,7 @@ class RolloutWorkers:
 
     def __init__(
         self,
-        worker_class: type,
+        worker_class: type[RolloutWorker],
         config: PPOConfig,
         plan: RunPlan,
         placements: Sequence[RolloutPlacement],
@@ -48,7 +50,9 @@ class RolloutWorkers:
         config = replace(config, trainer=replace(config.trainer, default_local_dir=str(run_dir)))
         self._handles = []
         for rank, placement in enumerate(placements):
-            actor_class = ray.remote(concurrency_groups={CONTROL: 1})(worker_class).options(
+            # Ray's overloads do not have concurrency groups
+            as_actor = ray.remote(concurrency_groups={CONTROL: 1})  # pyright: ignore[reportCallIssue]
+            actor_class = as_actor(worker_class).options(
                 num_cpus=placement.num_cpus,
                 num_gpus=placement.num_gpus,
                 scheduling_strategy=placement.strategy,
@@ -103,7 +107,7 @@ class RolloutWorkers:
         """
         self._on_all("sleep")
 
-    def load_ahead(self, episodes: Sequence[Any]) -> None:
+    def load_ahead(self, episodes: Sequence[Episode]) -> None:
         """Environments begin to load the tasks of `episodes`, which `collect` is given next.
 
         Raises:
@@ -118,11 +122,11 @@ class RolloutWorkers:
 
     def collect(
         self,
-        episodes: Sequence[Any],
-        sampling: Any,
+        episodes: Sequence[Episode],
+        sampling: SamplingSettings,
         seed: int,
-        on_trajectory: Callable[[Any], object] = lambda trajectory: None,
-    ) -> list[Any]:
+        on_trajectory: Callable[[Trajectory], object] = lambda trajectory: None,
+    ) -> list[Trajectory]:
         """Play all episodes; returns the trajectories in the order of `episodes`.
 
         When a worker dies, its successor plays the episodes that it had not delivered from their
@@ -133,7 +137,7 @@ class RolloutWorkers:
             UserError: an engine or a worker died twice in a row.
         """
         began = time.perf_counter()
-        finished = {}
+        finished: dict[str, Trajectory] = {}
         try:
             with closing(self._play(episodes, sampling, seed)) as trajectories:
                 for trajectory in trajectories:
@@ -177,7 +181,9 @@ class RolloutWorkers:
             for handle, answer in zip(self._handles, answers, strict=True)
         ]
 
-    def _play(self, episodes: Sequence[Any], sampling: Any, seed: int) -> Iterator[Any]:
+    def _play(
+        self, episodes: Sequence[Episode], sampling: SamplingSettings, seed: int
+    ) -> Generator[Trajectory]:
         """Trajectories as they finish, from whichever worker has one."""
         shares = zip(self._handles, self._shares(episodes), strict=True)
         left = {handle: {e.traj_uid: e for e in share} for handle, share in shares if share}
@@ -192,7 +198,9 @@ class RolloutWorkers:
                 (source,), _ = ray.wait(list(awaited), num_returns=1)
                 handle = awaited[source]
                 try:
-                    result = ray.get(source if source is handle.ready else next(source))
+                    # a stream too is an ObjectRef in the types of ray.wait
+                    ref = source if source is handle.ready else next(source)  # pyright: ignore[reportArgumentType]
+                    result = ray.get(ref)
                 except StopIteration:
                     del awaited[source]
                     continue
@@ -211,12 +219,12 @@ class RolloutWorkers:
             for source, handle in awaited.items():
                 handle.cancel(source)
 
-    def _shares(self, episodes: Sequence[Any]) -> list[list[Any]]:
+    def _shares(self, episodes: Sequence[Episode]) -> list[list[Episode]]:
         """Deal whole groups to the workers in turn, so that a group shares its cached prefix."""
-        groups: dict[str, list[Any]] = {}
+        groups: dict[str, list[Episode]] = {}
         for episode in episodes:
             groups.setdefault(episode.uid, []).append(episode)
-        shares: list[list[Any]] = [[] for _ in self._handles]
+        shares: list[list[Episode]] = [[] for _ in self._handles]
         for group in groups.values():
             min(shares, key=len).extend(group)
         return shares

@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, Protocol, cast
 
 from verl.workers.rollout.accounting import RequestLog
 from verl.workers.rollout.base import (
@@ -31,6 +31,12 @@ class EngineGaveUpError(RuntimeError):
 
 class WeightsLostError(RuntimeError):
     """The engine died, and nobody on this side has the weights that it was sent."""
+
+
+class TakesTransfers(Protocol):
+    """One whose weights can come straight from the trainer; no other one is asked."""
+
+    def transfer(self, stage: str, payload: Any) -> bool: ...
 
 
 class SupervisedEngine:
@@ -121,7 +127,7 @@ class SupervisedEngine:
         and everybody gets `WeightsLostError`.
         """
         self._was_sent_weights = self._was_sent_weights or stage == "start"
-        return self._life.result().transfer(stage, payload)
+        return cast(TakesTransfers, self._life.result()).transfer(stage, payload)
 
     def sleep(self) -> None:
         """Also raises EngineGaveUpError."""

@@ -12,6 +12,8 @@ from ray.actor import ActorHandle
 from ray.exceptions import ObjectLostError, RayActorError
 
 from verl.utils.errors import UserError
+from verl.workers.interfaces import Episode
+from verl.workers.rollout.base import SamplingSettings
 from verl.workers.rollout.supervised import WeightsLostError
 
 logger = logging.getLogger(__name__)
@@ -79,7 +81,9 @@ class WorkerHandle:
         """A successor gets what `fetch` returns then: nothing is kept. It may raise UserError."""
         self._weights = lambda: (fetch(),)
 
-    def stream(self, episodes: list[Any], sampling: Any, seed: int) -> ray.ObjectRefGenerator:
+    def stream(
+        self, episodes: list[Episode], sampling: SamplingSettings, seed: int
+    ) -> ray.ObjectRefGenerator:
         return self.actor.collect.options(num_returns="streaming").remote(episodes, sampling, seed)
 
     def note_delivery(self) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import string
 from abc import abstractmethod
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
-from gymnasium.envs.toy_text.frozen_lake import generate_random_map
+from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv, generate_random_map
 from gymnasium.spaces import Text
 
 ANY_TEXT = {"max_length": 100_000, "charset": string.printable}
@@ -95,6 +95,7 @@ class FrozenLakeText(DiscreteTextWrapper):
         if self._random_maps:
             rows = generate_random_map(size=len(self._map()), seed=seed)
             spec = self.env.spec
+            assert spec is not None, "made by gymnasium.make"
             kwargs = {**spec.kwargs, "desc": rows, "map_name": None}
             self.env.close()
             self.env = gymnasium.make(spec.id, disable_env_checker=True, **kwargs)
@@ -111,11 +112,15 @@ class FrozenLakeText(DiscreteTextWrapper):
         return "\n".join(" ".join(row) for row in rows)
 
     def is_success(self, reward: float, terminated: bool) -> bool:
-        row, column = divmod(int(self.env.unwrapped.s), len(self._map()[0]))
+        row, column = divmod(int(self._lake.s), len(self._map()[0]))
         return terminated and self._map()[row][column] == "G"
 
+    @property
+    def _lake(self) -> FrozenLakeEnv:
+        return cast(FrozenLakeEnv, self.env.unwrapped)
+
     def _map(self) -> list[str]:
-        return [b"".join(row).decode() for row in self.env.unwrapped.desc]
+        return [b"".join(row).decode() for row in self._lake.desc]
 
 
 class BlackjackText(DiscreteTextWrapper):

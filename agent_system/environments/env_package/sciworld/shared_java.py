@@ -180,8 +180,9 @@ class SharedJava:
                 cwd=folder,
                 start_new_session=True,  # it outlives the process that happens to start it
             )
-        with java.stdout:
-            port = int(java.stdout.readline())
+        assert java.stdout is not None
+        with java.stdout as stdout:
+            port = int(stdout.readline())
         state = f"{IDLE.decode()} {java.pid} {port}".ljust(STATE_LENGTH)
         os.pwrite(self._turn, state.encode(), 0)
 
