@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from verl.trainer.ppo.checkpoint import load_driver_state
+from verl.trainer.checkpoint import load_driver_state
 
 REPO = Path(__file__).parents[2]
 PAGE = (REPO / "docs/extending.md").read_text(encoding="utf-8")

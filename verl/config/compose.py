@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -14,9 +16,13 @@ from omegaconf.errors import OmegaConfBaseException
 from verl.config.compat import translate_overrides
 from verl.config.keys import ConfigKeys
 from verl.config.root import PPOConfig, register_schemas
+from verl.config.sft import SFTConfig, check_sft_config
 from verl.utils.errors import UserError
 from verl.utils.importing import load_object
 
+Root = TypeVar("Root")
+GROUPS = ("env", "epo", "algo")  # folders of presets for a part of the configuration
+SFT = "sft_"  # how the names of main_sft's presets begin
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "trainer" / "config"
 # Import paths, because verl never imports the two packages itself.
 ENV_SCHEMA = "agent_system.config:EnvConfig"
@@ -36,11 +42,36 @@ def compose_config(
         UserError: an unknown preset, key or group choice, a value of the wrong type, a missing
             mandatory value, or an override that cannot be parsed.
     """
-    schemas = load_schemas()
-    if config_name not in (names := presets(CONFIG_DIR)):
+    names = presets(CONFIG_DIR)
+    return _compose(PPOConfig, ppo_keys(), translate_overrides(overrides), config_name, names)
+
+
+def compose_sft_config(
+    overrides: list[str], config_name: str = "sft_trainer"
+) -> tuple[DictConfig, SFTConfig]:
+    """The same for a preset `sft_*`. Raises UserError also on a value that no run could use."""
+    composed, config = _compose(SFTConfig, sft_keys(), overrides, config_name, sft_presets())
+    check_sft_config(config)
+    return composed, config
+
+
+def ppo_keys() -> ConfigKeys:
+    """The keys of `verl.trainer.main_ppo`."""
+    return ConfigKeys(PPOConfig, load_schemas(), GROUPS)
+
+
+def sft_keys() -> ConfigKeys:
+    """The keys of `verl.trainer.main_sft`."""
+    ConfigStore.instance().store(name="sft_schema", node=SFTConfig)
+    return ConfigKeys(SFTConfig)
+
+
+def _compose(
+    root: type[Root], keys: ConfigKeys, overrides: list[str], config_name: str, names: list[str]
+) -> tuple[DictConfig, Root]:
+    if config_name not in names:
         raise UserError(f"unknown config name '{config_name}'; available: {', '.join(names)}")
-    keys = ConfigKeys(schemas)
-    normalized = [keys.normalize(override) for override in translate_overrides(overrides)]
+    normalized = [keys.normalize(override) for override in overrides]
     try:
         with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
             config = compose(config_name=config_name, overrides=normalized)
@@ -48,7 +79,7 @@ def compose_config(
         typed = OmegaConf.to_object(config)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_explain(error, keys)) from error
-    assert isinstance(typed, PPOConfig)
+    assert isinstance(typed, root)
     return config, typed
 
 
@@ -63,7 +94,12 @@ def load_schemas() -> dict[str, type]:
 def presets(folder: Path) -> list[str]:
     """Names of the presets in a folder; those of main_sft have a schema of their own."""
     names = (path.stem for path in folder.glob("*.yaml"))
-    return sorted(name for name in names if not name.startswith("sft_"))
+    return sorted(name for name in names if not name.startswith(SFT))
+
+
+def sft_presets() -> list[str]:
+    """Names of the presets of main_sft."""
+    return sorted(path.stem for path in CONFIG_DIR.glob(f"{SFT}*.yaml"))
 
 
 def _explain(error: Exception, keys: ConfigKeys) -> str:

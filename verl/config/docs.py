@@ -8,10 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from verl.config.compat import FLAG_ALIASES, FLAGS
-from verl.config.compose import CONFIG_DIR, load_schemas, presets
+from verl.config.compose import (
+    CONFIG_DIR,
+    GROUPS,
+    ppo_keys,
+    presets,
+    sft_keys,
+    sft_presets,
+)
 from verl.config.fields import Facts
-from verl.config.keys import GROUPS, ConfigKeys, dataclass_in
-from verl.config.root import PPOConfig
+from verl.config.keys import ConfigKeys, dataclass_in
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 INTRODUCTION = """# Configuration
@@ -30,13 +36,17 @@ Hydra overrides go after `--` and win over flags. `--dry_run` prints the compose
 | flag | default | meaning |
 |---|---|---|
 """
+SFT_INTRODUCTION = """
+# Keys of `python -m verl.trainer.main_sft`
+
+"""
 
 
 def page() -> str:
     """The whole page."""
-    keys = ConfigKeys(load_schemas())
-    sections = [_section(name, node(), keys) for name, node in keys.fields(PPOConfig).items()]
-    return INTRODUCTION + _preset_list() + "".join(sections) + FLAGS_INTRODUCTION + _flag_rows()
+    start = INTRODUCTION + _preset_list() + _sections(ppo_keys())
+    cloning = SFT_INTRODUCTION + f"- `--config-name {'|'.join(sft_presets())}`\n"
+    return start + FLAGS_INTRODUCTION + _flag_rows() + cloning + _sections(sft_keys())
 
 
 def rows(defaults: Any, prefix: str, keys: ConfigKeys) -> Iterator[str]:
@@ -59,6 +69,10 @@ def _row(key: str, default: Any, facts: Facts) -> str:
 def _preset_list() -> str:
     choices = {"--config-name ": CONFIG_DIR} | {f"{group}=": CONFIG_DIR / group for group in GROUPS}
     return "".join(f"- `{start}{'|'.join(presets(at))}`\n" for start, at in choices.items())
+
+
+def _sections(keys: ConfigKeys) -> str:
+    return "".join(_section(name, n(), keys) for name, n in keys.fields(keys.root).items())
 
 
 def _section(name: str, defaults: Any, keys: ConfigKeys) -> str:

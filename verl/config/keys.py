@@ -5,23 +5,28 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any
 
-from verl.config.root import PPOConfig
 from verl.utils.errors import UserError
-
-# Hydra's config groups: `env=alfworld` chooses a preset, `env.seed=1` sets a key.
-GROUPS = ("env", "epo", "algo")
-Schemas = dict[str, type]  # the dataclasses behind the keys that PPOConfig leaves open: env, epo
 
 
 class ConfigKeys:
     """Every key a user may set, read off the dataclasses."""
 
-    def __init__(self, schemas: Schemas) -> None:
-        self._schemas = schemas
+    def __init__(
+        self, root: type, schemas: Mapping[str, type] | None = None, groups: Sequence[str] = ()
+    ) -> None:
+        """
+        Args:
+            root: the dataclass of the whole configuration.
+            schemas: the dataclasses of the keys that `root` leaves open.
+            groups: Hydra's config groups: `env=alfworld` chooses a preset, `env.seed=1` sets a key.
+        """
+        self.root = root
+        self._schemas = dict(schemas or {})
+        self._groups = groups
 
     def normalize(self, override: str) -> str:
         """The override in the one form that Hydra accepts for its key.
@@ -33,7 +38,7 @@ class ConfigKeys:
             UserError: the key does not exist; the message names the nearest one.
         """
         key, equals, value = override.partition("=")
-        if key.startswith("~") or not equals or key in GROUPS or key.startswith("hydra."):
+        if key.startswith("~") or not equals or key in self._groups or key.startswith("hydra."):
             return override
         key = key.lstrip("+")
         names = key.split(".")
@@ -56,9 +61,9 @@ class ConfigKeys:
             return "; docs/configuration.md lists the keys"
         return f"; did you mean '{best}'?"
 
-    def walk(self, node: type = PPOConfig, prefix: str = "") -> Iterator[str]:
-        """All dotted keys below `node`, in the order of the dataclasses."""
-        for name, annotation in self.fields(node).items():
+    def walk(self, node: type | None = None, prefix: str = "") -> Iterator[str]:
+        """All dotted keys below `node` (default: the root), in the order of the dataclasses."""
+        for name, annotation in self.fields(node or self.root).items():
             yield f"{prefix}{name}"
             if (inner := dataclass_in(annotation)) is not None:
                 entry = "<name>." if typing.get_origin(annotation) is dict else ""
@@ -67,14 +72,14 @@ class ConfigKeys:
     def fields(self, node: type) -> dict[str, Any]:
         """Names and types of a dataclass's keys; `X | None` counts as `X`."""
         hints = {name: _without_none(hint) for name, hint in typing.get_type_hints(node).items()}
-        return hints | self._schemas if node is PPOConfig else hints
+        return hints | self._schemas if node is self.root else hints
 
     def _first_open_name(self, names: list[str]) -> int | None:
         """Index of the first name that is a dictionary's entry; None: all names are fields.
 
         A key that is itself a dictionary counts as open: its value is merged, not checked here.
         """
-        node: type | None = PPOConfig
+        node: type | None = self.root
         for i, name in enumerate(names):
             fields = self.fields(node) if node is not None else {}
             if name not in fields:

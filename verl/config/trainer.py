@@ -25,17 +25,11 @@ class ValidationConfig:
 
 
 @dataclass
-class RunConfig:
+class SessionConfig:
+    """What every kind of run has: a place, a folder, trackers and checkpoints."""
+
     device: str = setting(
-        "auto",
-        "where models are trained and sampled from; auto: cuda where there is one",
-        choices=DEVICES,
-    )
-    total_epochs: int = setting(
-        30, "training steps when total_training_steps is null: one task batch a step", least=1
-    )
-    total_training_steps: int | None = setting(
-        None, "training steps; wins over total_epochs", least=1
+        "auto", "where models are; auto: cuda where there is one", choices=DEVICES
     )
     project_name: str = setting("epo", "folder and tracker project")
     experiment_name: str = setting("run", "folder and tracker run")
@@ -47,8 +41,32 @@ class RunConfig:
     )
     nnodes: int = setting(1, "machines of the Ray cluster", least=1)
     n_gpus_per_node: int = setting(1, "training workers a node; on a CPU: processes", least=1)
-    seed: int = setting(0, "of shuffling, sampling and initialisation", least=0)
+    seed: int = setting(0, "of everything that is drawn", least=0)
     save_freq: int = setting(-1, "steps; a checkpoint is always written at the end", least=-1)
+    resume_mode: str = setting(
+        "auto",
+        "auto: from the newest checkpoint of the run folder; resume_path: from resume_from_path",
+        choices=RESUME_MODES,
+    )
+    resume_from_path: str | None = setting(None, "resume_path: a folder global_step_<n>")
+    max_actor_ckpt_to_keep: int | None = setting(
+        None, "keep the newest N checkpoints; None: all", least=1
+    )
+    default_local_dir: str = setting(
+        "runs/${trainer.project_name}/${trainer.experiment_name}",
+        "run folder: configuration, metrics, checkpoints and whatever else is written",
+    )
+    cpu_threads_per_worker: int = setting(1, "torch threads of each worker", least=1)
+
+
+@dataclass
+class RunConfig(SessionConfig):
+    total_epochs: int = setting(
+        30, "training steps when total_training_steps is null: one task batch a step", least=1
+    )
+    total_training_steps: int | None = setting(
+        None, "training steps; wins over total_epochs", least=1
+    )
     test_freq: int = setting(-1, "steps", least=-1)
     val_before_train: bool = setting(True, "validate the policy as it comes")
     val_after_train: bool = setting(True, "validate after the last step")
@@ -62,19 +80,6 @@ class RunConfig:
         most=1,
     )
     critic_warmup: int = setting(0, "steps in which only the critic is trained", least=0)
-    resume_mode: str = setting(
-        "auto",
-        "auto: from the newest checkpoint of the run folder; resume_path: from resume_from_path",
-        choices=RESUME_MODES,
-    )
-    resume_from_path: str | None = setting(None, "resume_path: a folder global_step_<n>")
-    max_actor_ckpt_to_keep: int | None = setting(
-        None, "keep the newest N checkpoints; None: all", least=1
-    )
-    default_local_dir: str = setting(
-        "runs/${trainer.project_name}/${trainer.experiment_name}",
-        "run folder: configuration, metrics, rollouts, curves, checkpoints",
-    )
     balance_batch: bool = setting(True, "spread tokens evenly over the ranks")
     rollout_data_dir: str | None = setting(
         "${trainer.default_local_dir}/rollouts", "null: keep no rollouts"
@@ -87,7 +92,6 @@ class RunConfig:
         "metric training/entropy_above_share: share of tokens whose entropy (nats) is above this",
         least=0,
     )
-    cpu_threads_per_worker: int = setting(1, "torch threads of each worker", least=1)
 
 
 @dataclass

@@ -12,8 +12,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from verl.config.saved import load_saved
+from verl.trainer.checkpoint import checked_checkpoint
 from verl.trainer.cli import run_cli
-from verl.trainer.ppo.checkpoint import checked_checkpoint
 from verl.trainer.run import training_run
 from verl.utils.atomic import atomic_write_json
 from verl.utils.errors import UserError

@@ -8,15 +8,14 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import ray
-
 from verl.config.plan import make_plan
 from verl.config.saved import load_saved
 from verl.trainer.cli import run_cli
 from verl.trainer.main_eval import split_checkpoint
-from verl.trainer.ppo.cluster import start_ray, start_trainers
+from verl.trainer.ppo.cluster import start_trainers
 from verl.trainer.ppo.placement import trainer_pool
 from verl.trainer.ppo.ray_trainer import total_training_steps
+from verl.trainer.session import ray_cluster
 from verl.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -34,14 +33,11 @@ def main(arguments: list[str]) -> None:
     overrides += [a for a in rest if not a.startswith("output=")]
     _, config = load_saved(checkpoint.parent / "config.yaml", overrides)
     plan = make_plan(config)
-    start_ray(config, plan)
-    try:
-        pool, steps = trainer_pool(config, plan), total_training_steps(config)
+    pool, steps = trainer_pool(config, plan), total_training_steps(config)
+    with ray_cluster(config.ray_kwargs.ray_init, pool.world_size + 1):
         actor = start_trainers(config, plan, pool, None, steps)["actor"]
         actor.load_checkpoint(str(checkpoint / "actor"))
         actor.export_hf(str(target))
-    finally:
-        ray.shutdown()
     logger.info("exported to %s", target)
 
 

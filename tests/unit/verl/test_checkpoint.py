@@ -3,8 +3,8 @@
 import pytest
 
 from verl.config.trainer import RunConfig
+from verl.trainer.checkpoint import CheckpointStore, check_has_critic, load_driver_state
 from verl.trainer.main_eval import split_checkpoint
-from verl.trainer.ppo.checkpoint import CheckpointStore, check_has_critic, load_driver_state
 from verl.utils.errors import UserError
 
 

@@ -15,8 +15,7 @@ from verl.config.compat import (
     settings_from_flags,
     translate_overrides,
 )
-from verl.config.compose import compose_config, load_schemas
-from verl.config.keys import ConfigKeys
+from verl.config.compose import compose_config, ppo_keys
 from verl.trainer.launcher import overrides_from
 from verl.utils.errors import UserError
 
@@ -281,7 +280,7 @@ def test_legacy_key_is_renamed_to_a_key_that_exists_or_refused(key):
 
 @cache
 def all_keys():
-    return tuple(ConfigKeys(load_schemas()).walk())
+    return tuple(ppo_keys().walk())
 
 
 @pytest.mark.parametrize(

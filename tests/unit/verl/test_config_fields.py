@@ -10,9 +10,9 @@ from functools import cache
 import pytest
 
 from verl.config.checks import check_values
-from verl.config.compose import compose_config
+from verl.config.compose import compose_config, compose_sft_config
 from verl.config.fields import Facts, check_fields, setting, settings
-from verl.config.sft import check_sft_config, compose_sft_config
+from verl.config.sft import check_sft_config
 from verl.utils.errors import UserError
 
 MODEL = "actor_rollout_ref.model.path=m"

@@ -17,7 +17,7 @@ from verl.config.algorithm import AlgorithmConfig, DataConfig
 from verl.config.plan import make_plan
 from verl.config.root import PPOConfig
 from verl.config.trainer import RunConfig
-from verl.trainer.ppo.checkpoint import load_driver_state
+from verl.trainer.checkpoint import load_driver_state
 from verl.trainer.ppo.ray_trainer import RayPPOTrainer
 from verl.trainer.ppo.rollout_pipeline import RolloutPipeline
 from verl.utils.metrics import Mean

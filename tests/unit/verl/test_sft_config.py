@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from verl.config.sft import SFTConfig, compose_sft_config, last_epoch
+from verl.config.compose import compose_sft_config
+from verl.config.sft import SFTConfig, last_epoch
 from verl.trainer.main_sft import load_data, main, parse
 from verl.utils.errors import UserError
 
@@ -29,7 +30,11 @@ def test_the_preset_of_the_small_policy_starts_from_random_weights():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.trian_batch_size=3", "trian_batch_size"),
+        (
+            "data.trian_batch_size=3",
+            "unknown key 'data.trian_batch_size'; did you mean 'data.train_batch_size'?",
+        ),
+        ("env=sciworld", "unknown key 'env'; docs/configuration.md lists the keys"),
         ("data.train_batch_size=many", "data.train_batch_size"),
         (
             "data.train_batch_size=0",

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from verl.config.sft import compose_sft_config
+from verl.config.compose import compose_sft_config
 from verl.trainer.main_sft import load_data
 from verl.trainer.sft.batches import to_batch
 from verl.trainer.sft.trainer import SFTTrainer

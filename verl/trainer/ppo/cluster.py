@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from dataclasses import dataclass
 
 import ray
@@ -19,14 +17,12 @@ from verl.single_controller.ray.base import (
     create_colocated_worker_cls,
 )
 from verl.trainer.ppo.placement import rollout_placements, trainer_pool
-from verl.utils.errors import UserError
+from verl.trainer.session import worker_environment
 from verl.workers.fsdp_workers import CriticWorker, PolicyWorker
 from verl.workers.interfaces import AgentWorld
 from verl.workers.rollout.rollout_workers import RolloutWorkers
 from verl.workers.runtime import WorkerRuntime
 from verl.workers.weight_sync.sync import WeightSync, build_weight_sync
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -41,42 +37,13 @@ class Workers:
     rollouts: RolloutWorkers
     weights: WeightSync
 
-
-def worker_environment(config: PPOConfig) -> dict[str, str]:
-    """Environment variables of every worker process."""
-    return {
-        "OMP_NUM_THREADS": str(config.trainer.cpu_threads_per_worker),
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # bars of several processes would overwrite the run's
-    }
+    def close(self) -> None:
+        """End engines and environments. The trainers end with Ray."""
+        self.rollouts.close()
 
 
-def start_ray(config: PPOConfig, plan: RunPlan) -> None:
-    """Join the cluster at `ray_kwargs.ray_init.address`, or start one on this machine.
-
-    A worker is a process, not a core: the local cluster has logical room for all of them.
-
-    Raises:
-        UserError: there is no cluster at the address.
-    """
-    ray_init = config.ray_kwargs.ray_init
-    options = {"runtime_env": ray_init.runtime_env, "logging_level": logging.ERROR}
-    if ray_init.address is not None:
-        try:
-            ray.init(address=ray_init.address, **options)
-        except (ConnectionError, ValueError) as error:
-            raise UserError(
-                f"no Ray cluster answers at ray_kwargs.ray_init.address={ray_init.address} "
-                f"({error}); start one with `ray start --head`, or leave the address out"
-            ) from error
-        return
-    num_cpus = ray_init.num_cpus or max(os.cpu_count() or 1, _logical_cpus(config, plan))
-    # "local": a RAY_ADDRESS in the environment must not decide where a run goes
-    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
-
-
-def _logical_cpus(config: PPOConfig, plan: RunPlan) -> int:
-    """One for each place of trainers and engines and one for the driver."""
+def process_count(config: PPOConfig, plan: RunPlan) -> int:
+    """One for each place of trainers and engines, and the driver."""
     trainers = trainer_pool(config, plan)
     places = trainers.world_size * trainers.max_colocate_count
     each = config.actor_rollout_ref.rollout.tensor_model_parallel_size
@@ -124,7 +91,7 @@ def start_trainers(
         resource_pool=pool,
         ray_cls_with_init=create_colocated_worker_cls(class_dict=classes),
         device_name=plan.device,
-        worker_env=worker_environment(config),
+        worker_env=worker_environment(config.trainer.cpu_threads_per_worker),
     )
     trainers = group.spawn(prefix_set=classes.keys())
     for workers in trainers.values():
@@ -137,5 +104,6 @@ def start_rollouts(
 ) -> RolloutWorkers:
     """Begin to boot engines and environments; `pool` has the trainers' places."""
     placements = rollout_placements(config, plan, pool)
-    env_vars = worker_environment(config) | transport_environment(plan.engine.transport)
+    env_vars = worker_environment(config.trainer.cpu_threads_per_worker)
+    env_vars |= transport_environment(plan.engine.transport)
     return RolloutWorkers(world.worker_class, config, plan, placements, env_vars)

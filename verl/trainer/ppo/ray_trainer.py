@@ -13,6 +13,7 @@ from verl.algorithms.kl import get_kl_controller
 from verl.config.plan import RunPlan
 from verl.config.root import PPOConfig
 from verl.protocol import DataProto
+from verl.trainer.checkpoint import CheckpointStore, load_driver_state
 from verl.trainer.ppo.advantage_stage import (
     add_advantages,
     compare_with_rollout,
@@ -20,7 +21,6 @@ from verl.trainer.ppo.advantage_stage import (
     token_level_rewards,
 )
 from verl.trainer.ppo.batching import MiniBatches, gather, optimise, spread, worker_view
-from verl.trainer.ppo.checkpoint import CheckpointStore, load_driver_state
 from verl.trainer.ppo.cluster import Workers
 from verl.trainer.ppo.metrics import cost_metrics, data_metrics, sampling_metrics
 from verl.trainer.ppo.rollout_log import RolloutLog

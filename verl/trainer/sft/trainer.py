@@ -10,7 +10,7 @@ from typing import Any
 from verl.config.sft import SFTConfig, last_epoch
 from verl.protocol import DataProto
 from verl.single_controller.base import WorkerGroup
-from verl.trainer.ppo.checkpoint import CheckpointStore, load_driver_state
+from verl.trainer.checkpoint import CheckpointStore, load_driver_state
 from verl.trainer.sft.batches import ConversationData
 from verl.utils.errors import UserError
 from verl.utils.logging import progress

