@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from verl.config.sft import SFTDataConfig
-from verl.trainer.sft.batches import ConversationData, bucketed_order, to_batch
+from verl.trainer.sft.batches import BatchSums, ConversationData, bucketed_order, to_batch
 from verl.trainer.sft.conversations import Example
 from verl.utils.errors import UserError
 
@@ -52,7 +52,8 @@ def data(games, tokenizer, augment=None, seed=0, **config):
 
 def ids(conversations, epoch, ranks=1, first=0):
     return [
-        batch.batch["input_ids"].tolist() for batch in conversations.batches(epoch, ranks, first)
+        batch.rows.batch["input_ids"].tolist()
+        for batch in conversations.batches(epoch, ranks, first)
     ]
 
 
@@ -109,13 +110,13 @@ def example(ids, weight):
 
 
 def test_a_batch_is_right_padded_and_ranks_get_empty_rows():
-    batch = to_batch([example([5, 6, 7], [0, 0.5, 1]), example([8, 9], [0, 1])], ranks=4)
+    batch, sums = to_batch([example([5, 6, 7], [0, 0.5, 1]), example([8, 9], [0, 1])], ranks=4)
     columns = batch.batch
     assert columns["input_ids"].tolist() == [[5, 6, 7], [8, 9, 0], [0, 0, 0], [0, 0, 0]]
     assert columns["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 0, 0]]
     assert columns["response_mask"].tolist() == [[0, 1, 1], [0, 1, 0], [0, 0, 0], [0, 0, 0]]
     assert columns["loss_weight"].tolist() == [[0, 0.5, 1], [0, 1, 0], [0, 0, 0], [0, 0, 0]]
-    assert batch.meta_info == {"weight_sum": 2.5, "reply_tokens": 2}  # 0.5 + 1 + 1
+    assert sums == BatchSums(weight=2.5, reply_tokens=2)  # 0.5 + 1 + 1
 
 
 def test_a_conversation_that_is_too_long_is_refused_or_cut(games, tokenizer):

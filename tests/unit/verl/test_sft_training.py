@@ -90,7 +90,7 @@ def test_the_loss_is_the_weighted_mean_of_the_log_likelihood(games, tmp_path):
     config = configured(games, tmp_path, "data.prompt_weight=0.5")
     worker = started_worker(config)
     examples = load_data(config)[0].examples(0)[:3]
-    measured = worker.evaluate(to_batch(examples, ranks=1))
+    measured = worker.evaluate(*to_batch(examples, ranks=1))
 
     model = worker._sharded.model
     weighted, weights, reply_sum, replies = 0.0, 0.0, 0.0, 0
@@ -110,7 +110,7 @@ def test_the_loss_is_the_weighted_mean_of_the_log_likelihood(games, tmp_path):
 def test_label_smoothing_is_that_of_torch(games, tmp_path):
     worker = started_worker(configured(games, tmp_path, "data.label_smoothing=0.1"))
     examples = load_data(configured(games, tmp_path))[0].examples(0)[:2]
-    measured = worker.evaluate(to_batch(examples, ranks=1))
+    measured = worker.evaluate(*to_batch(examples, ranks=1))
     logits, targets = [], []
     for example in examples:
         ids = torch.from_numpy(example.ids)
@@ -129,8 +129,8 @@ def test_micro_batches_and_empty_rows_change_neither_loss_nor_gradient(games, tm
     config = configured(games, tmp_path)
     examples = load_data(config)[0].examples(0)
     cut = configured(games, tmp_path, "data.micro_batch.micro_batch_size_per_gpu=1")
-    whole = started_worker(config).update(to_batch(examples, ranks=1))
-    parts = started_worker(cut).update(to_batch(examples, ranks=4))
+    whole = started_worker(config).update(*to_batch(examples, ranks=1))
+    parts = started_worker(cut).update(*to_batch(examples, ranks=4))
     for name in ("sft/loss", "sft/reply_loss", "sft/grad_norm"):
         assert parts[name] == pytest.approx(whole[name], rel=1e-5)
 
@@ -148,8 +148,10 @@ def test_training_learns_the_conversations_and_exports_a_model(games, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     batch = to_batch(trainer.train.examples(0), ranks=1)
     with torch.no_grad():
-        exported = model(input_ids=batch.batch["input_ids"]).logits
-        trained = trainer.workers._worker._sharded.model(input_ids=batch.batch["input_ids"]).logits
+        exported = model(input_ids=batch.rows.batch["input_ids"]).logits
+        trained = trainer.workers._worker._sharded.model(
+            input_ids=batch.rows.batch["input_ids"]
+        ).logits
     torch.testing.assert_close(exported, trained)
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
     assert (tmp_path / "run" / "global_step_45" / "driver.pt").is_file()

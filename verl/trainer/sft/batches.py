@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -19,6 +21,19 @@ from verl.utils.errors import UserError
 Augment = Callable[[Messages, random.Random], Messages]
 # Rows are sorted by length within so many batches: little padding, and still a random mixture.
 BATCHES_SORTED_TOGETHER = 8
+
+
+@dataclass(frozen=True)
+class BatchSums:
+    """What losses are divided by: of a whole batch, whichever rank and micro-batch has the rows."""
+
+    weight: float  # the loss weights
+    reply_tokens: int  # tokens of weight 1
+
+
+class SFTBatch(NamedTuple):
+    rows: DataProto
+    sums: BatchSums
 
 
 class ConversationData:
@@ -58,7 +73,7 @@ class ConversationData:
             ]
         )
 
-    def batches(self, epoch: int, ranks: int, first: int = 0) -> Iterator[DataProto]:
+    def batches(self, epoch: int, ranks: int, first: int = 0) -> Iterator[SFTBatch]:
         """The batches of `epoch` from number `first` on, rows a multiple of `ranks`."""
         examples = self.examples(epoch)
         rng = random.Random(f"{self._seed}/{epoch}")
@@ -97,11 +112,11 @@ def bucketed_order(lengths: list[int], batch_size: int, rng: random.Random) -> l
     return batches
 
 
-def to_batch(examples: Sequence[Example], ranks: int) -> DataProto:
+def to_batch(examples: Sequence[Example], ranks: int) -> SFTBatch:
     """(B, S) columns input_ids, attention_mask, response_mask and loss_weight, right-padded.
 
     `response_mask` marks the tokens with a weight. Rows are added until `ranks` divides them: one
-    token each, without weight. meta_info: weight_sum and reply_tokens of the whole batch.
+    token each, without weight.
     """
     rows = len(examples) + -len(examples) % ranks
     width = max(map(len, examples))
@@ -119,5 +134,5 @@ def to_batch(examples: Sequence[Example], ranks: int) -> DataProto:
         "response_mask": (weight_BS > 0).long(),
         "loss_weight": weight_BS,
     }
-    sums = {"weight_sum": float(weight_BS.sum()), "reply_tokens": int((weight_BS == 1).sum())}
-    return DataProto.from_dict(columns, meta_info=sums)
+    sums = BatchSums(float(weight_BS.sum()), int((weight_BS == 1).sum()))
+    return SFTBatch(DataProto.from_dict(columns), sums)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from verl.config.sft import SFTConfig, last_epoch
-from verl.protocol import DataProto
 from verl.single_controller.base import WorkerGroup
 from verl.trainer.checkpoint import CheckpointStore, load_driver_state
-from verl.trainer.sft.batches import ConversationData
+from verl.trainer.sft.batches import ConversationData, SFTBatch
 from verl.utils.errors import UserError
 from verl.utils.logging import progress
 from verl.utils.timing import PhaseTimer
@@ -61,17 +60,17 @@ class SFTTrainer:
         self.workers.export_hf(str(Path(run.export_dir).absolute()))
         logger.info("the trained model is in %s", run.export_dir)
 
-    def remaining_batches(self, epoch: int) -> Any:
+    def remaining_batches(self, epoch: int) -> Iterator[SFTBatch]:
         """The batches of `epoch` that a resumed run has not seen yet."""
         seen = self.step - epoch * self.train.batches_per_epoch
         return self.train.batches(epoch, self.workers.world_size, first=seen)
 
-    def train_step(self, batch: DataProto, epoch: int) -> None:
+    def train_step(self, batch: SFTBatch, epoch: int) -> None:
         timer = PhaseTimer()
         with timer("step"):
-            metrics = self.workers.update(batch)[0]
+            metrics = self.workers.update(*batch)[0]
         self.step += 1
-        tokens = int(batch.batch["attention_mask"].sum())
+        tokens = int(batch.rows.batch["attention_mask"].sum())
         metrics |= {
             "sft/epoch": float(epoch),
             "perf/tokens_per_s": tokens / timer.seconds["step"],
@@ -90,12 +89,12 @@ class SFTTrainer:
         totals: Counter[str] = Counter()
         weights: Counter[str] = Counter()
         for batch in self.validation.batches(0, self.workers.world_size):
-            losses = self.workers.evaluate(batch)[0]
-            sums = {
-                "sft/loss": batch.meta_info["weight_sum"],
-                "sft/reply_loss": batch.meta_info["reply_tokens"],
+            losses = self.workers.evaluate(*batch)[0]
+            weights_of = {
+                "sft/loss": batch.sums.weight,
+                "sft/reply_loss": batch.sums.reply_tokens,
             }
-            for name, weight in sums.items():
+            for name, weight in weights_of.items():
                 totals[name] += losses[name] * weight
                 weights[name] += weight
         return {f"val/{name}": totals[name] / max(weights[name], 1) for name in totals}

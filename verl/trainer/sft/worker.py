@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from verl.config.sft import SFTConfig, SFTModelConfig
 from verl.protocol import DataProto
 from verl.single_controller.base.decorator import Dispatch, register
+from verl.trainer.sft.batches import BatchSums
 from verl.utils.errors import UserError
 from verl.utils.logging import setup_logging
 from verl.utils.metrics import reduced
@@ -61,35 +62,34 @@ class SFTWorker(TrainingWorker):
         )
 
     @register(dispatch_mode=Dispatch.DP_COMPUTE_METRIC)
-    def update(self, batch: DataProto) -> dict[str, float]:
+    def update(self, batch: DataProto, sums: BatchSums) -> dict[str, float]:
         """One optimiser step. Metrics of the whole batch, equal on all ranks."""
         config = self._config.data.micro_batch
-        loss_of = partial(self._loss, sums=batch.meta_info)
+        loss_of = partial(self._loss, sums=sums)
         metrics = learn(self._sharded, batch.batch, config, self._packed, loss_of, "sft")
         return reduced([metrics]) | {"sft/lr": self._sharded.step_lr()}
 
     @register(dispatch_mode=Dispatch.DP_COMPUTE_METRIC)
-    def evaluate(self, batch: DataProto) -> dict[str, float]:
+    def evaluate(self, batch: DataProto, sums: BatchSums) -> dict[str, float]:
         """The losses of `update` without learning."""
         self._sharded.model.eval()
         totals: Counter[str] = Counter()
         config = self._config.data.micro_batch
         with torch.no_grad():
             for micro in micro_batches(self._sharded, batch.batch, config, self._packed):
-                totals.update(self._loss(micro, batch.meta_info).metrics)
+                totals.update(self._loss(micro, sums).metrics)
         return sum_over_ranks(totals, self._sharded)
 
-    def _loss(self, micro: MicroBatch, sums: dict[str, float]) -> LossOutput:
-        """`sums`: weight_sum and reply_tokens of the whole batch (see `batches.to_batch`)."""
+    def _loss(self, micro: MicroBatch, sums: BatchSums) -> LossOutput:
         weight_BS: Tensor = micro.columns["loss_weight"]
         logits_NV = active_logits(self._sharded.model, micro.inputs)
         log_prob_BS = policy_statistics(logits_NV, micro.inputs, temperature=1.0).log_prob_N
         learned_BS = self._smoothed(log_prob_BS, logits_NV, micro.inputs)
-        loss = -(weight_BS * learned_BS).sum() / sums["weight_sum"]
+        loss = -(weight_BS * learned_BS).sum() / sums.weight
         reply_sum = -log_prob_BS.detach()[weight_BS == 1].sum()
         metrics = {
             "sft/loss": loss.item(),
-            "sft/reply_loss": reply_sum.item() / max(sums["reply_tokens"], 1),
+            "sft/reply_loss": reply_sum.item() / max(sums.reply_tokens, 1),
         }
         return LossOutput(loss, metrics)
 
