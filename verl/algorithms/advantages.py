@@ -8,7 +8,7 @@ would dominate the baseline. GAE, which reads a critic, is in `gae.py`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verl.algorithms.aggregation import dense_ids
+from verl.algorithms.aggregation import Ids, dense_ids
 from verl.algorithms.estimators import ESTIMATORS, Estimator, estimator
 from verl.algorithms.gae import gae
 from verl.utils.importing import resolve_choice
 from verl.utils.torch_functional import masked_whiten
-
-Ids = np.ndarray | Tensor | Sequence
 
 
 @dataclass(frozen=True)
@@ -270,9 +268,8 @@ def compute_reinforce_plus_plus_outcome_advantage(
     row_B = torch.arange(response_mask.shape[0])
     no_value_BT = torch.zeros_like(token_level_rewards)
     # with values 0 and lambda 1, GAE is the discounted reward to go
-    return_BT, _ = gae(
-        token_level_rewards, no_value_BT, response_mask, gamma, 1.0, row_B, torch.zeros_like(row_B)
-    )
+    turn_B = torch.zeros_like(row_B)
+    return_BT = gae(token_level_rewards, no_value_BT, response_mask, gamma, 1.0, row_B, turn_B)[0]
     return masked_whiten(return_BT, response_mask) * response_mask, return_BT
 
 

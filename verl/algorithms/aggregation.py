@@ -4,6 +4,8 @@ Shapes: B rows, T response tokens, N trajectories, S turns. A row with an all-ze
 it never counts as a sequence, a turn or a trajectory.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,6 +16,8 @@ LOSS_AGG_MODES = (
     "seq-mean-token-mean",
     "seq-mean-token-sum-norm",
 )
+
+Ids = np.ndarray | Tensor | Sequence  # one a row, strings or integers
 
 
 def agg_loss(
@@ -86,7 +90,7 @@ def loss_normalizers(response_mask: Tensor) -> dict[str, int]:
     return {"batch_num_tokens": int(tokens_B.sum()), "global_batch_size": int((tokens_B > 0).sum())}
 
 
-def dense_ids(ids: np.ndarray | Tensor | list) -> Tensor:
+def dense_ids(ids: Ids) -> Tensor:
     """Number arbitrary ids 0..n-1, equal ids alike: (B,) of strings or integers -> (B,) int64."""
     if isinstance(ids, Tensor):
         return torch.unique(ids, return_inverse=True)[1]

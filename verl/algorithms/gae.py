@@ -34,15 +34,14 @@ def compute_gae_advantage_return(
     Returns:
         (advantages, returns), both 0 where the mask is 0.
     """
-    if gamma is None:
-        gamma = 1.0 if config is None else config.gamma
-    if lam is None:
-        lam = 1.0 if config is None else config.lam
+    discount, trace = (1.0, 1.0) if config is None else (config.gamma, config.lam)
+    discount = discount if gamma is None else gamma
+    trace = trace if lam is None else lam
     if traj_index is None or turn_index is None:
         traj_index = torch.arange(response_mask.shape[0])
         turn_index = torch.zeros_like(traj_index)
     return compute_gae_across_turns(
-        token_level_rewards, values, response_mask, gamma, lam, traj_index, turn_index
+        token_level_rewards, values, response_mask, discount, trace, traj_index, turn_index
     )
 
 

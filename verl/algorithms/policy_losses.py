@@ -276,10 +276,10 @@ def compute_policy_loss(
     Returns:
         (pg_loss, pg_clipfrac, ppo_kl, pg_clipfrac_lower), all 0-d.
     """
-    clip = ClipRange(
-        cliprange if cliprange_low is None else cliprange_low,
-        cliprange if cliprange_high is None else cliprange_high,
-    )
+    low = cliprange if cliprange_low is None else cliprange_low
+    high = cliprange if cliprange_high is None else cliprange_high
+    assert low is not None and high is not None, "give cliprange, or both of its sides"
+    clip = ClipRange(low, high)
     loss = ppo_clip_loss(old_log_prob, log_prob, advantages, clip=clip, clip_ratio_c=clip_ratio_c)
     pg_loss = agg_loss(loss.loss_BT, response_mask, loss_agg_mode)
     mean = {name: masked_mean(x_BT.float(), response_mask) for name, x_BT in loss.metrics.items()}

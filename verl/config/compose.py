@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -53,6 +53,11 @@ def compose_sft_config(
     composed, config = _compose(SFTConfig, sft_keys(), overrides, config_name, sft_presets())
     check_sft_config(config)
     return composed, config
+
+
+def plain(composed: DictConfig) -> dict[str, Any]:
+    """A composed configuration as dicts, lists and values: to be written to a file."""
+    return cast(dict[str, Any], OmegaConf.to_container(composed))
 
 
 def ppo_keys() -> ConfigKeys:

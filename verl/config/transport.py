@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 from verl.config.actor import RolloutConfig
 from verl.utils.errors import UserError
@@ -39,7 +39,7 @@ def resolve_transport(rollout: RolloutConfig, device: str, engine: str, lora: bo
             f"actor_rollout_ref.rollout.weight_sync={asked} is not possible: {problem}; set it to "
             "auto"
         )
-    return asked
+    return cast(Transport, asked)
 
 
 def transport_environment(transport: Transport) -> dict[str, str]:

@@ -204,7 +204,7 @@ class DataProto:
         """
         columns = list_of_dict_to_dict_of_list([part.non_tensor_batch for part in data])
         return type(data[0])(
-            torch.cat([part.batch for part in data], dim=0),
+            TensorDict.cat([part.batch for part in data], dim=0),
             {key: np.concatenate(parts) for key, parts in columns.items()},
             merge_meta_info([part.meta_info for part in data]),
         )

@@ -4,7 +4,7 @@ Numpy arrays travel out of band under pickle protocol 5: the sender hands over t
 the receiver maps it. Only a read-only mapping is copied, because workers edit batches in place.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -59,7 +59,8 @@ def deserialize_single_tensor(encoded: tuple[str, tuple[int, ...], np.ndarray]) 
 def serialize_tensordict(batch: TensorDict) -> tuple[tuple[int, ...], str | None, dict[str, Any]]:
     """``(batch_size, device, {key: encoded})`` of a flat TensorDict of dense tensors."""
     device = None if batch.device is None else str(batch.device)
-    items = {key: serialize_single_tensor(value) for key, value in batch.items()}
+    columns = cast(dict[str, torch.Tensor], dict(batch.items()))
+    items = {key: serialize_single_tensor(value) for key, value in columns.items()}
     return tuple(batch.batch_size), device, items
 
 

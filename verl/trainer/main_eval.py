@@ -9,8 +9,7 @@ import json
 import logging
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
+from verl.config.compose import plain
 from verl.config.saved import load_saved
 from verl.trainer.checkpoint import checked_checkpoint
 from verl.trainer.cli import run_cli
@@ -40,7 +39,7 @@ def main(arguments: list[str]) -> None:
             *overrides,
         ],
     )
-    with training_run(config, OmegaConf.to_container(composed)) as trainer:
+    with training_run(config, plain(composed)) as trainer:
         trainer.restore()
         trainer.sync_weights()
         metrics = trainer.validate()

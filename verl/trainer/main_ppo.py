@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from verl.config.compose import compose_config
+from verl.config.compose import compose_config, plain
 from verl.trainer.cli import run_cli
 from verl.trainer.run import training_run
 from verl.utils.report import summary_text, write_report
@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> None:
         sys.stdout.write(OmegaConf.to_yaml(composed))
         return
     run_dir = Path(config.trainer.default_local_dir).absolute()
-    with training_run(config, OmegaConf.to_container(composed)) as trainer:
+    with training_run(config, plain(composed)) as trainer:
         trainer.fit()
     write_report(run_dir)
     logger.info("\n%s", summary_text(run_dir))

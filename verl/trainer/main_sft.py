@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from omegaconf import OmegaConf
 
-from verl.config.compose import compose_sft_config
+from verl.config.compose import compose_sft_config, plain
 from verl.config.plan import resolve_device
 from verl.config.sft import SFTConfig
 from verl.single_controller.ray.base import (
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
     if options.cfg is not None:
         sys.stdout.write(OmegaConf.to_yaml(composed))
         return
-    with sft_run(config, OmegaConf.to_container(composed)) as trainer:
+    with sft_run(config, plain(composed)) as trainer:
         trainer.fit()
 
 

@@ -124,6 +124,8 @@ class PolicyWorker(TrainingWorker):
     def compute_ref_log_prob(self, data: DataProto) -> DataProto:
         """`ref_log_prob`, (R, T)."""
         ref, temperature = self._config.ref, self._config.rollout.temperature
+        reference = self._reference
+        assert reference is not None, "this run has no reference policy"
         micro_batch = MicroBatchConfig(
             ref.log_prob_micro_batch_size_per_gpu,
             ref.log_prob_use_dynamic_bsz,
@@ -131,11 +133,11 @@ class PolicyWorker(TrainingWorker):
         )
 
         def forward(inputs: ForwardInputs) -> dict[str, torch.Tensor]:
-            logits_NV = self._reference.logits(inputs)
+            logits_NV = reference.logits(inputs)
             statistics = policy_statistics(logits_NV, inputs, temperature)
             return {"ref_log_prob": statistics.log_prob_N}
 
-        sharded = self._reference.sharded
+        sharded = reference.sharded
         return DataProto.from_dict(measure(sharded, data.batch, micro_batch, self._packed, forward))
 
     @register(dispatch_mode=Dispatch.DP_COMPUTE_METRIC)

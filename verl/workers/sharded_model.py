@@ -8,10 +8,10 @@ import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
@@ -21,6 +21,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -29,6 +31,8 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
 from verl.config.model import FSDPConfig, compute_dtype, resolve_dtype
@@ -57,7 +61,8 @@ def init_distributed(runtime: WorkerRuntime) -> None:
     if "RANK" in os.environ:
         dist.init_process_group(runtime.backend)
     else:
-        dist.init_process_group(runtime.backend, store=dist.HashStore(), rank=0, world_size=1)
+        store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage] torch has no __all__
+        dist.init_process_group(runtime.backend, store=store, rank=0, world_size=1)
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,9 @@ class ShardedModel:
     Parameters and optimiser keep `fsdp.dtype`, forward and backward compute in
     `fsdp.mixed_precision`, gradients are reduced in float32. Without `optim` the model is frozen.
     """
+
+    optimizer: Optimizer  # a frozen model has neither of the two
+    schedule: LambdaLR
 
     def __init__(
         self,
@@ -100,7 +108,6 @@ class ShardedModel:
         )
         self.mesh = init_device_mesh(runtime.device, (self.world_size,))
         self.model = self._load_sharded(load_model, fsdp, runtime.device)
-        self.optimizer = self.schedule = None
         if optim is None:
             self.model.requires_grad_(False)
         else:
@@ -139,8 +146,9 @@ class ShardedModel:
 
         The norm is the same number on all ranks, so that all of them step or all of them skip.
         """
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        trained = [(p, p.grad) for p in self.model.parameters() if p.grad is not None]
+        parameters = [parameter for parameter, _ in trained]
+        norm = nn.utils.get_total_norm([grad for _, grad in trained])
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         result = StepResult(float(norm), skipped=not bool(norm.isfinite()))
         if result.skipped:
@@ -155,7 +163,7 @@ class ShardedModel:
 
     def step_lr(self) -> float:
         """Advance the schedule by one training step; returns the rate that was in force."""
-        rate = self.schedule.get_last_lr()[0]
+        rate = float(self.schedule.get_last_lr()[0])
         self.schedule.step()
         return rate
 
@@ -180,7 +188,8 @@ class ShardedModel:
         A tied weight is there under the first of its names.
         """
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        return under_first_names(self.model, get_model_state_dict(self.model, options=options))
+        weights = cast(dict[str, Tensor], get_model_state_dict(self.model, options=options))
+        return under_first_names(self.model, weights)
 
     def save_checkpoint(self, path: Path) -> None:
         """Write model, optimiser, schedule and random state into the folder `path`.
@@ -188,7 +197,7 @@ class ShardedModel:
         Sharded files that any number of ranks can load. Replacing an older folder atomically is the
         caller's part.
         """
-        dcp.save(self._state(), checkpoint_id=path)
+        save(self._state(), checkpoint_id=path)
         torch.save(_random_state(self.device), _random_file(path, self.rank))
 
     def load_checkpoint(self, path: Path) -> None:
@@ -201,7 +210,7 @@ class ShardedModel:
         """
         state = self._state()
         try:
-            dcp.load(state, checkpoint_id=path)
+            load(state, checkpoint_id=path)
         except CheckpointException as error:
             reasons = "; ".join(str(reason) for reason, _ in error.failures.values())
             raise UserError(

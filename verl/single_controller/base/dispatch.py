@@ -6,7 +6,6 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any, NamedTuple
 
-import torch
 from tensordict import TensorDict
 
 from verl.protocol import DataProto
@@ -70,10 +69,11 @@ def chunked(value: Any, workers: int) -> list:
     return list(value.chunk(workers))
 
 
-def concatenated(parts: list[DataProto] | list[TensorDict]) -> Batch:
-    """All rows of several batches of one type."""
-    first = parts[0]
-    return torch.cat(parts, dim=0) if isinstance(first, TensorDict) else first.concat(parts)
+def concatenated(parts: list[Any]) -> Batch:
+    """All rows of several batches of one type, `DataProto` or `TensorDict`."""
+    if isinstance(parts[0], TensorDict):
+        return TensorDict.cat(parts, dim=0)
+    return DataProto.concat(parts)
 
 
 MODES: dict[Dispatch, Mode] = {

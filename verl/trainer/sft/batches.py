@@ -53,7 +53,7 @@ class ConversationData:
         self._tokenizer = tokenizer
         self._augment = augment
         self._seed = seed
-        self._fixed = self._tokenize(self._conversations) if augment is None else None
+        self._fixed = self._tokenize(self._conversations) if augment is None else []
 
     def __len__(self) -> int:
         return len(self._conversations)
@@ -64,7 +64,7 @@ class ConversationData:
 
     def examples(self, epoch: int) -> list[Example]:
         """All conversations as they are in `epoch`, 0-based."""
-        if self._fixed is not None:
+        if self._augment is None:
             return self._fixed
         return self._tokenize(
             [

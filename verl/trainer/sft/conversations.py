@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -59,9 +59,7 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
         raise UserError(
             f"reading {path} needs pyarrow; pip install pyarrow, or convert it to jsonl"
         )
-    import pyarrow.parquet
-
-    return pyarrow.parquet.read_table(path).to_pylist()
+    return importlib.import_module("pyarrow.parquet").read_table(path).to_pylist()
 
 
 def _checked(row: Any, key: str, where: str) -> Messages:
@@ -129,7 +127,7 @@ def _segments(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[tu
                 f"the chat template of {tokenizer.name_or_path!r} rewrites earlier messages, so "
                 "replies cannot be told from prompts; use a template that only appends"
             )
-        reply = _up_to_end_token(whole[len(prompt) :], tokenizer.eos_token)
+        reply = _up_to_end_token(whole[len(prompt) :], str(tokenizer.eos_token))
         segments += [(prompt[len(written) :], False), (reply, True)]
         written = prompt + reply
     return segments
@@ -141,5 +139,10 @@ def _up_to_end_token(text: str, end: str) -> str:
     return before + found if found else text
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, **options: bool) -> str:
-    return tokenizer.apply_chat_template(messages, tokenize=False, **options)
+def _render(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, *, add_generation_prompt: bool
+) -> str:
+    text = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=add_generation_prompt
+    )
+    return cast(str, text)  # because of tokenize=False

@@ -53,7 +53,7 @@ def checksum(weights: PackedWeights) -> int:
     for name in sorted(weights):
         dtype, shape, content = weights[name]
         total = zlib.crc32(f"{name} {dtype} {tuple(shape)}".encode(), total)
-        total = zlib.crc32(content, total)
+        total = zlib.crc32(content.data, total)
     return total
 
 
