@@ -135,7 +135,8 @@ def local_ray(replicas: int) -> Iterator[None]:
 def measure(config: PPOConfig, replicas: int, options: argparse.Namespace) -> Load:
     """The median of `options.repeats` rollouts by their seconds, after a short one."""
     group = RolloutWorkers(
-        ScaleWorker, config, make_plan(config), [RolloutPlacement("SPREAD", 1, 0)] * replicas,
+        ScaleWorker, config, replace(make_plan(config), rollout_workers=replicas),
+        [RolloutPlacement("SPREAD", 1, 0)] * replicas,
         {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
     )  # fmt: skip
     try:

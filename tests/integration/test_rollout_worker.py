@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -212,9 +213,8 @@ def test_a_worker_killed_in_mid_rollout_changes_nothing(cluster, model_path, tmp
     config = make_config(model_path, "trajectory", tmp_path)
     episodes = make_episodes(config)
     places = [RolloutPlacement("SPREAD", num_cpus=1, num_gpus=0)] * 2
-    group = RolloutWorkers(
-        RolloutWorker, config, make_plan(config), places, {"OMP_NUM_THREADS": "1"}
-    )
+    plan = replace(make_plan(config), rollout_workers=2)
+    group = RolloutWorkers(RolloutWorker, config, plan, places, {"OMP_NUM_THREADS": "1"})
     group.wait_until_started()
     update = ray.put(WeightUpdate(5, pack_weights(random_model(seed=1).state_dict())))
     group.update_weights(update)
