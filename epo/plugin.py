@@ -18,6 +18,42 @@ from epo.schedule import SCHEDULES
 
 logger = logging.getLogger(__name__)
 
+# What is logged here: name, unit, how the values of a step become one, meaning.
+METRICS = (
+    (
+        "epo/entropy",
+        "nats",
+        "mean",
+        "L_H: entropy of the policy that is updated, by trajectories, turns, tokens",
+    ),
+    (
+        "epo/penalty",
+        "nats",
+        "mean",
+        "L_smooth: how far tokens are outside the corridor, times alpha",
+    ),
+    ("epo/share_below", "share", "mean", "tokens below the corridor, weighted as L_H"),
+    ("epo/share_above", "share", "mean", "tokens above the corridor"),
+    ("epo/loss", "nats", "mean", "the term added to the loss: -lambda * (L_H - beta * L_smooth)"),
+    (
+        "epo/entropy_step",
+        "nats",
+        "-",
+        "entropy of the rollout before the update: what the history keeps",
+    ),
+    ("epo/entropy_turn/<turn>", "nats", "-", "the same of one turn"),
+    ("epo/reference", "nats", "-", "entropy of the past that the corridor is around"),
+    ("epo/lower", "nats", "-", "lower edge of the corridor"),
+    ("epo/upper", "nats", "-", "upper edge"),
+    (
+        "epo/<reference|lower|upper>_turn/<turn>",
+        "nats",
+        "-",
+        "the same with `epo.reference=per_turn`",
+    ),
+    ("epo/beta", "1", "-", "beta_k: the weight of L_smooth in this step"),
+)
+
 
 @dataclass(frozen=True)
 class EPOPlugin:

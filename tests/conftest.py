@@ -6,6 +6,8 @@ Imports stay inside the fixtures: most tests need no transformers.
 from __future__ import annotations
 
 import importlib.util
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,3 +71,29 @@ def write_policy() -> Callable[..., str]:
         return str(folder)
 
     return write
+
+
+@pytest.fixture
+def undeclared_metrics() -> Callable[[Path], list[str]]:
+    """The names in a metrics.jsonl that docs/metrics.md lacks."""
+    from verl.trainer.metric_docs import declared
+
+    patterns = [_name_pattern(metric.name) for metric in declared()]
+
+    def undeclared(file: Path) -> list[str]:
+        names = {name for line in file.read_text().splitlines() for name in json.loads(line)}
+        names -= {"step"}  # the axis
+        return [n for n in sorted(names) if not any(p.fullmatch(n) for p in patterns)]
+
+    return undeclared
+
+
+def _name_pattern(name: str) -> re.Pattern[str]:
+    """`<a|b>` is one of those, `<turn>` any text without a slash."""
+    parts = re.split(r"<([^>]*)>", name)
+    for place, text in enumerate(parts):
+        if place % 2 == 0:
+            parts[place] = re.escape(text)
+        else:
+            parts[place] = f"(?:{text})" if "|" in text else "[^/]+"
+    return re.compile("".join(parts))

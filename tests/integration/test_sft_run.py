@@ -46,7 +46,7 @@ def games(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_two_ranks_train_as_one_and_export_the_same_model(games, tmp_path):
+def test_two_ranks_train_as_one_and_export_the_same_model(games, tmp_path, undeclared_metrics):
     losses, weights = [], []
     for ranks in (1, 2):
         folder = tmp_path / f"{ranks}_ranks"
@@ -54,6 +54,9 @@ def test_two_ranks_train_as_one_and_export_the_same_model(games, tmp_path):
         assert done.returncode == 0, done.stderr[-4000:]
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         losses.append([row["sft/loss"] for row in rows if "sft/loss" in row])
+        assert undeclared_metrics(folder / "metrics.jsonl") == []
+        recorded = json.loads((folder / "environment.json").read_text())
+        assert recorded["packages"]["torch"] and recorded["device"] == "cpu"
         model = AutoModelForCausalLM.from_pretrained(folder / "model")
         weights.append(model.get_input_embeddings().weight)
     assert len(losses[0]) == 6  # two epochs of ceil(7 / 3) batches

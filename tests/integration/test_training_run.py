@@ -104,6 +104,10 @@ def test_a_run_leaves_everything_a_user_needs(finished):
     assert list((finished / "rollouts").glob("train_*.jsonl"))
 
 
+def test_every_metric_is_in_the_docs(finished, undeclared_metrics):
+    assert undeclared_metrics(finished / "metrics.jsonl") == []
+
+
 def test_every_step_is_tracked_once_with_the_promised_metrics(finished):
     steps = [m["training/global_step"] for m in metrics(finished) if "actor/pg_loss" in m]
     assert steps == [1, 2, 3]
@@ -241,7 +245,7 @@ def test_an_export_is_a_plain_folder_of_the_trained_weights(finished, tmp_path):
     assert any(moved)
 
 
-def test_ppo_with_critic_reference_and_turn_rows(tmp_path):
+def test_ppo_with_critic_reference_and_turn_rows(tmp_path, undeclared_metrics):
     folder = tmp_path / "run"
     done = train(
         folder,
@@ -262,6 +266,7 @@ def test_ppo_with_critic_reference_and_turn_rows(tmp_path):
     assert "critic/vf_loss" in first and "actor/pg_loss" not in first  # critic warm-up
     assert "actor/kl_loss" in second and "actor/reward_kl_penalty" in second
     assert "epo/entropy" in second
+    assert undeclared_metrics(folder / "metrics.jsonl") == []
 
 
 @pytest.mark.parametrize(

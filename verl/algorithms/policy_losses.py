@@ -33,6 +33,19 @@ class TokenLoss(NamedTuple):
     metrics: dict[str, Tensor]
 
 
+# What is logged here: name, unit, how the values of a step become one, meaning.
+METRICS = (
+    ("actor/pg_clipfrac", "share", "mean", "tokens whose ratio the clip took out of the gradient"),
+    (
+        "actor/pg_clipfrac_lower",
+        "share",
+        "mean",
+        "tokens with a negative advantage at the dual clip",
+    ),
+    ("actor/ppo_kl", "nats", "mean", "mean of -log ratio: KL of the old policy to the updated one"),
+)
+
+
 class ClipRange(NamedTuple):
     """The ratio is kept in [1 - low, 1 + high]."""
 

@@ -87,6 +87,27 @@ def token_mask(log_ratio_BT: Tensor, mask_BT: Tensor, lowest: float, highest: fl
     return Correction(kept_BT.float(), _share(~kept_BT[mask_BT.bool()]))
 
 
+# What is logged here: name, unit, how the values of a step become one, meaning.
+METRICS = (
+    (
+        "training/rollout_probs_diff_mean",
+        "probability",
+        "mean",
+        "|p of the engine - p of the trainer| of a sampled token",
+    ),
+    ("training/rollout_probs_diff_max", "probability", "max", "the same"),
+    ("training/rollout_probs_diff_std", "probability", "-", "its standard deviation over tokens"),
+    ("training/rollout_kl_k1", "nats", "mean", "KL(engine || trainer), estimator k1"),
+    ("training/rollout_kl_k3", "nats", "mean", "the same, estimator k3"),
+    (
+        "training/rollout_ess",
+        "share",
+        "-",
+        "effective sample size over tokens; 1: engine and trainer agree",
+    ),
+)
+
+
 def mismatch_metrics(
     old_log_probs_BT: Tensor, rollout_log_probs_BT: Tensor, mask_BT: Tensor
 ) -> dict[str, float]:

@@ -56,6 +56,25 @@ def measure(
     return results
 
 
+# What is logged here: name, unit, how the values of a step become one, meaning.
+METRICS = (
+    (
+        "<model>/grad_norm",
+        "1",
+        "mean",
+        "norm of the gradient over all ranks before clipping; model: actor, critic, sft",
+    ),
+    (
+        "<model>/skipped_steps",
+        "steps",
+        "sum",
+        "optimiser steps dropped because that norm was not finite",
+    ),
+    ("perf/max_memory_allocated_gb", "GiB", "max", "peak of a trainer on a GPU"),
+    ("perf/cpu_rss_gb", "GiB", "mean", "resident memory of a trainer on a CPU"),
+)
+
+
 def learn(
     sharded: ShardedModel,
     batch: TensorDict,

@@ -17,6 +17,29 @@ from verl.config.algorithm import AlgorithmConfig
 from verl.config.root import PPOConfig
 from verl.protocol import DataProto
 
+# What is logged here: name, unit, how the values of a step become one, meaning.
+METRICS = (
+    (
+        "training/invalid_action_penalty",
+        "reward",
+        "sum",
+        "subtracted for actions that could not be read",
+    ),
+    (
+        "actor/reward_kl_penalty",
+        "nats",
+        "mean",
+        "KL to the reference policy that is subtracted from rewards, over tokens",
+    ),
+    ("actor/reward_kl_coef", "1", "-", "its coefficient (`algorithm.kl_ctrl`)"),
+    (
+        "training/rollout_correction_clipped",
+        "share",
+        "mean",
+        "tokens or trajectories that the correction capped or masked",
+    ),
+)
+
 
 def token_level_rewards(
     batch: DataProto, config: PPOConfig, kl_coef: float

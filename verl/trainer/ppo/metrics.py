@@ -15,6 +15,38 @@ from verl.protocol import DataProto
 # Phases whose cost grows with the tokens of prompts and responses.
 TOKEN_PHASES = ("old_log_prob", "ref", "values", "adv", "update_critic", "update_actor")
 
+# What is logged here: name, unit, how the values of a step become one, meaning.
+METRICS = (
+    (
+        "training/weight_age",
+        "updates",
+        "mean",
+        "by which the weights that train are newer than those that sampled",
+    ),
+    (
+        "training/entropy_above_share",
+        "share",
+        "mean",
+        "tokens whose entropy is above `trainer.log_entropy_above`",
+    ),
+    ("critic/score/<mean|max|min>", "reward", "-", "what the environment gave, over trajectories"),
+    ("critic/rewards/<mean|max|min>", "reward", "-", "the same less penalties and KL"),
+    ("critic/advantages/<mean|max|min>", "1", "-", "over sampled tokens"),
+    ("critic/returns/<mean|max|min>", "reward", "-", "over sampled tokens"),
+    ("critic/values/<mean|max|min>", "reward", "-", "over sampled tokens, before the update"),
+    (
+        "critic/vf_explained_var",
+        "share",
+        "-",
+        "of the variance of returns that the values explain; 1 is perfect",
+    ),
+    ("response_length/<mean|max|min>", "tokens", "-", "over rows: what follows the first prompt"),
+    ("prompt_length/<mean|max|min>", "tokens", "-", "over rows: the first prompt"),
+    ("perf/total_num_tokens", "tokens", "sum", "of the batch, prompts and responses"),
+    ("perf/throughput", "tokens/s", "-", "these a second of the step and training rank"),
+    ("timing_per_token_ms/<phase>", "ms", "-", "seconds of a phase for each of these tokens"),
+)
+
 
 def sampling_metrics(
     batch: DataProto, step: int, entropy_threshold: float | None

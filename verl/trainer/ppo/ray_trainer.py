@@ -34,6 +34,20 @@ from verl.workers.interfaces import AgentWorld
 
 logger = logging.getLogger(__name__)
 
+# What is logged here: name, unit, how the values of a step become one, meaning.
+METRICS = (
+    ("<model>/lr", "1", "-", "learning rate of the step"),
+    (
+        "training/rows_without_signal",
+        "rows",
+        "-",
+        "dropped: all advantages of their group are zero",
+    ),
+    ("training/global_step", "steps", "-", "training steps finished"),
+    ("timing_s/step", "s", "sum", "of a step, without validation and checkpoint"),
+    ("timing_s/<phase>", "s", "sum", "of a phase since the last line, by the names in the code"),
+)
+
 
 class RayPPOTrainer:
     """Drives the workers through a run. Holds no weights, only finished trajectories."""

@@ -16,6 +16,9 @@ from verl.workers.rollout.rollout_workers import RolloutWorkers
 
 T = TypeVar("T")
 
+# What is logged here: name, unit, how the values of a step become one, meaning.
+METRICS = (("timing_s/rollout", "s", "-", "that the rollout took, also while the trainer trained"),)
+
 
 @dataclass(frozen=True)
 class Rollout:

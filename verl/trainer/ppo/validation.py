@@ -16,6 +16,34 @@ from verl.workers.rollout.rollout_workers import RolloutWorkers
 
 VALIDATION_SEED = 20_251_122  # the same sampling noise in every validation of every run
 
+# What is logged here: name, unit, how the values of a step become one, meaning.
+METRICS = (
+    (
+        "val/<task list>/<mode>/success_rate",
+        "share",
+        "mean",
+        "episodes solved; mode: sampled or greedy",
+    ),
+    ("val/<task list>/<mode>/success_low", "share", "-", "lower end of its 95% Wilson interval"),
+    ("val/<task list>/<mode>/success_high", "share", "-", "upper end"),
+    ("val/<task list>/<mode>/success_rate/<task>", "share", "mean", "the same of one type of task"),
+    (
+        "val/<task list>/<mode>/lenient_success_rate",
+        "share",
+        "mean",
+        "as the published code counts it",
+    ),
+    ("val/<task list>/<mode>/score", "reward", "mean", "final score of an episode"),
+    ("val/<task list>/<mode>/length", "turns", "mean", "of an episode"),
+    ("val/<task list>/<mode>/n", "episodes", "sum", "measured"),
+    (
+        "val/<task list>/<mode>/env_errors",
+        "episodes",
+        "sum",
+        "lost to a broken environment, counted nowhere else",
+    ),
+)
+
 
 class Validator:
     """Plays every task set of `env.val` in every mode of `trainer.validation`."""

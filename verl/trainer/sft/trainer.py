@@ -18,6 +18,13 @@ from verl.utils.tracking import Tracking
 
 logger = logging.getLogger(__name__)
 
+# What is logged here: name, unit, how the values of a step become one, meaning.
+METRICS = (
+    ("sft/epoch", "epochs", "-", "finished"),
+    ("perf/tokens_per_s", "tokens/s", "-", "trained on"),
+    ("val/sft/<loss|reply_loss>", "nats", "mean", "the losses on `data.val_files`, over tokens"),
+)
+
 
 class SFTTrainer:
     """Trains `workers` on `train`; measures the loss on `validation` when there is any."""

@@ -33,6 +33,23 @@ from verl.workers.runtime import WorkerRuntime
 from verl.workers.sharded_model import ShardedModel
 from verl.workers.weight_sync.source import export
 
+# What is logged here: name, unit, how the values of a step become one, meaning.
+METRICS = (
+    (
+        "sft/loss",
+        "nats",
+        "mean",
+        "weighted mean of -log p over the tokens of the batch, smoothed labels included",
+    ),
+    (
+        "sft/reply_loss",
+        "nats",
+        "mean",
+        "the same over the tokens of replies alone, without smoothing",
+    ),
+    ("sft/lr", "1", "-", "learning rate of the step"),
+)
+
 
 class SFTWorker(TrainingWorker):
     """Minimises sum(weight * -log p(token)) / sum(weight) over the batch that all ranks share."""

@@ -29,6 +29,29 @@ from verl.workers.passes import LossOutput, MicroBatch, learn, measure
 from verl.workers.sharded_model import ShardedModel
 from verl.workers.update_context import UpdateContext
 
+# What is logged here: name, unit, how the values of a step become one, meaning.
+METRICS = (
+    (
+        "actor/loss",
+        "nats",
+        "mean",
+        "what the gradient is of: policy loss, KL term and entropy term",
+    ),
+    (
+        "actor/pg_loss",
+        "1",
+        "mean",
+        "the policy loss (`actor_rollout_ref.actor.policy_loss.loss_mode`)",
+    ),
+    ("actor/kl_loss", "nats", "mean", "KL to the reference policy, before `kl_loss_coef`"),
+    (
+        "actor/entropy",
+        "nats",
+        "mean",
+        "entropy of the policy that is updated, a mean as `loss_agg_mode` says",
+    ),
+)
+
 
 class DataParallelPPOActor:
     """The loss is pg + kl_loss_coef * kl - entropy_coeff * entropy; a regulariser, where there is

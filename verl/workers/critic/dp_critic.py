@@ -19,6 +19,18 @@ from verl.workers.passes import LossOutput, MicroBatch, learn, measure
 from verl.workers.sharded_model import ShardedModel
 from verl.workers.update_context import UpdateContext
 
+# What is logged here: name, unit, how the values of a step become one, meaning.
+METRICS = (
+    (
+        "critic/vf_loss",
+        "reward^2",
+        "mean",
+        "half the squared error of the values, clipped as PPO does",
+    ),
+    ("critic/vf_clipfrac", "share", "mean", "tokens where the clip decides the loss"),
+    ("critic/vpred_mean", "reward", "mean", "mean of the values that are updated"),
+)
+
 
 class DataParallelPPOCritic:
     """Predicts the return from each state, the state being all tokens before the response token."""

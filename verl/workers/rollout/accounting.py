@@ -9,6 +9,29 @@ from contextlib import contextmanager
 
 import numpy as np
 
+# What is logged here: name, unit, how the values of a step become one, meaning.
+METRICS = (
+    ("rollout/generated_tokens", "tokens", "sum", "sampled by all engines"),
+    ("rollout/prefilled_tokens", "tokens", "sum", "of prompts that had to be computed"),
+    ("rollout/prefix_cache_hit_rate", "share", "-", "of prompt tokens that were in the cache"),
+    (
+        "rollout/engine_idle_share",
+        "share",
+        "mean",
+        "of the seconds of collecting in which an engine had no request",
+    ),
+    ("rollout/tokens_per_second", "tokens/s", "-", "sampled by all engines while collecting"),
+    ("rollout/engine_restarts", "engines", "sum", "that died and were started anew"),
+    ("rollout/request_timeouts", "requests", "sum", "cancelled after `request_timeout_s`"),
+    ("rollout/env_replacements", "environments", "sum", "that died or hung and were started anew"),
+    (
+        "rollout/tasks_loaded_ahead",
+        "tasks",
+        "sum",
+        "loaded by environments before they were played",
+    ),
+)
+
 
 class RequestLog:
     """Counts requests and the wall seconds in which at least one was open. Thread-safe."""

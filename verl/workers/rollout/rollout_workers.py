@@ -22,6 +22,9 @@ from verl.workers.rollout.worker_handle import CONTROL, WORKER_LOST, WorkerHandl
 
 CLOSE_S = 30.0  # what a worker has to close by itself
 
+# What is logged here: name, unit, how the values of a step become one, meaning.
+METRICS = (("rollout/worker_restarts", "workers", "sum", "that died and were started anew"),)
+
 
 @dataclass(frozen=True)
 class RolloutPlacement:
