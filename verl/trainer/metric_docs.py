@@ -55,8 +55,8 @@ class Metric(NamedTuple):
 def declared() -> Iterator[Metric]:
     """Everything that the project's own parts log."""
     for producer in PRODUCERS:
-        for row in load_object(f"{producer}:METRICS"):
-            yield Metric(*row, producer)
+        for name, unit, reduction, meaning in load_object(f"{producer}:METRICS"):
+            yield Metric(name, unit, reduction, meaning, producer)
 
 
 def page() -> str:
