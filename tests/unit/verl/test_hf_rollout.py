@@ -17,7 +17,7 @@ from verl.workers.model_loading import load_causal_lm, load_tokenizer
 from verl.workers.rollout import batcher
 from verl.workers.rollout.engines import build_engine
 from verl.workers.rollout.hf_rollout import HFRollout
-from verl.workers.rollout.row_cache import SLOT_ATTENTION
+from verl.workers.rollout.row_cache import ROW_ATTENTION
 from verl.workers.weight_sync import WeightUpdate, pack_weights
 
 MAX_LEN = 200
@@ -36,14 +36,14 @@ def engine(tiny_model_path):
     engine.close()
 
 
-def make_engine(path, slots=8):
-    engine = build_engine(make_config(path, slots), PLAN)
+def make_engine(path, rows=8):
+    engine = build_engine(make_config(path, rows), PLAN)
     engine.start()
     return engine
 
 
-def make_config(path, slots):
-    rollout = RolloutConfig(name="hf", max_num_seqs=slots)
+def make_config(path, rows):
+    rollout = RolloutConfig(name="hf", max_num_seqs=rows)
     return ActorRolloutRefConfig(model=ModelConfig(path=path), rollout=rollout)
 
 
@@ -92,9 +92,9 @@ def tokens(conversations):
     return [[out.token_ids for _, out in played] for played in conversations]
 
 
-@pytest.mark.parametrize("slots", [3, 8], ids=["slots are short", "slots for all"])
-def test_greedy_equals_naive_generation(tiny_model_path, model, slots):
-    engine = make_engine(tiny_model_path, slots)
+@pytest.mark.parametrize("rows", [3, 8], ids=["rows are short", "rows for all"])
+def test_greedy_equals_naive_generation(tiny_model_path, model, rows):
+    engine = make_engine(tiny_model_path, rows)
     for played in play_all(engine, temperature=0.0):
         for ids, out in played:
             assert out.token_ids == naive_greedy(model, ids, len(out.token_ids))
@@ -306,7 +306,7 @@ def test_an_error_in_a_prefill_fails_every_request(
     tiny_model_path, monkeypatch, broken_call, finished
 ):
     monkeypatch.setattr(batcher, "PREFILL_TOKENS", 8)  # a prefill for each prompt
-    engine = build_engine(make_config(tiny_model_path, slots=3), PLAN)
+    engine = build_engine(make_config(tiny_model_path, rows=3), PLAN)
     original, calls = engine._batcher._prefill, []
 
     def broken(requests):
@@ -361,8 +361,8 @@ def test_a_closed_engine_refuses_and_leaves_no_thread(tiny_model_path):
     assert "hf-rollout" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_a_cancelled_request_frees_its_slot(tiny_model_path):
-    engine = make_engine(tiny_model_path, slots=1)
+def test_a_cancelled_request_frees_its_row(tiny_model_path):
+    engine = make_engine(tiny_model_path, rows=1)
     engine._batcher.end_tokens = frozenset()
 
     async def run():
@@ -392,7 +392,7 @@ def test_long_prompts_are_prefilled_in_parts(tiny_model_path, monkeypatch):
 
 
 def test_attention_windows_and_unknown_engines_are_refused(tiny_model_path):
-    config = ModelConfig(path=tiny_model_path, attn_implementation=SLOT_ATTENTION)
+    config = ModelConfig(path=tiny_model_path, attn_implementation=ROW_ATTENTION)
     model, tokenizer = load_causal_lm(config, torch.float32), load_tokenizer(config)
     model.config.sliding_window = 100
     with pytest.raises(UserError, match=r"uses one of 100 tokens; set rollout.max_model_len=100"):

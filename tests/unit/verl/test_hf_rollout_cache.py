@@ -1,4 +1,4 @@
-"""Which trajectory owns which slot, and rows that change places."""
+"""Which trajectory owns which row, and rows that change places."""
 
 import numpy as np
 import torch
@@ -6,44 +6,44 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verl.workers.rollout.request import common_prefix
-from verl.workers.rollout.row_cache import RowCache, RowTable, slot_attention
+from verl.workers.rollout.row_cache import RowCache, RowTable, row_attention
 
 TOKENS = np.array([4, 5, 6])
 
 
-def test_a_trajectory_finds_its_slot_again():
+def test_a_trajectory_finds_its_row_again():
     table = RowTable(2)
-    slot = table.acquire("a")
-    table.put_back(slot, TOKENS)
+    row = table.acquire("a")
+    table.put_back(row, TOKENS)
     other = table.acquire("b")
-    assert other is not slot
-    assert table.acquire("a") is slot
-    assert slot.tokens is TOKENS
+    assert other is not row
+    assert table.acquire("a") is row
+    assert row.tokens is TOKENS
 
 
-def test_no_slot_while_all_are_busy():
+def test_no_row_while_all_are_busy():
     table = RowTable(1)
-    slot = table.acquire("a")
+    row = table.acquire("a")
     assert table.acquire("b") is None
-    table.put_back(slot, TOKENS)
-    assert table.acquire("b") is slot
-    assert slot.tokens.size == 0  # what a left there is of no use to b
+    table.put_back(row, TOKENS)
+    assert table.acquire("b") is row
+    assert row.tokens.size == 0  # what a left there is of no use to b
 
 
 def test_the_longest_idle_trajectory_makes_room():
     table = RowTable(3)
-    slots = {name: table.acquire(name) for name in "abc"}
+    rows = {name: table.acquire(name) for name in "abc"}
     for name in "bca":
-        table.put_back(slots[name], TOKENS)
-    assert table.acquire("new") is slots["b"]
-    assert table.acquire("c") is slots["c"]
+        table.put_back(rows[name], TOKENS)
+    assert table.acquire("new") is rows["b"]
+    assert table.acquire("c") is rows["c"]
 
 
 def test_a_released_trajectory_is_forgotten_even_while_busy():
     table = RowTable(2)
-    slot = table.acquire("a")
+    row = table.acquire("a")
     table.release("a")
-    table.put_back(slot, TOKENS)
+    table.put_back(row, TOKENS)
     again = table.acquire("a")
     assert again.tokens.size == 0
 
@@ -56,20 +56,20 @@ def test_forget_all():
 
 
 @given(st.integers(1, 12).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1)))))
-def test_busy_slots_get_the_first_rows(case):
+def test_busy_rows_get_the_first_places(case):
     count, chosen = case
     table = RowTable(count)
-    busy = [table.slots[index] for index in chosen]
-    before = {id(slot): slot.row for slot in table.slots}
+    busy = [table.rows[index] for index in chosen]
+    before = {id(row): row.index for row in table.rows}
     pairs = table.to_front(busy)
-    assert sorted(slot.row for slot in busy) == list(range(len(busy)))
-    assert sorted(slot.row for slot in table.slots) == list(range(count))
-    moved = {id(slot) for pair in pairs for slot in pair}
-    assert all(slot.row == before[id(slot)] for slot in table.slots if id(slot) not in moved)
+    assert sorted(row.index for row in busy) == list(range(len(busy)))
+    assert sorted(row.index for row in table.rows) == list(range(count))
+    moved = {id(row) for pair in pairs for row in pair}
+    assert all(row.index == before[id(row)] for row in table.rows if id(row) not in moved)
 
 
 def test_rows_swap_and_memory_grows_without_loss():
-    cache = RowCache(slots=3, layers=1, max_length=900)
+    cache = RowCache(rows=3, layers=1, max_length=900)
     position = torch.arange(4)[None]
     contents = torch.arange(4.0).view(1, 1, 4, 1)
     for row in range(3):
@@ -86,7 +86,7 @@ def test_rows_swap_and_memory_grows_without_loss():
 
 
 def test_padding_beyond_the_last_position_hits_the_scratch_position():
-    cache = RowCache(slots=1, layers=1, max_length=3)
+    cache = RowCache(rows=1, layers=1, max_length=3)
     row = torch.tensor([0])
     cache.select(slice(0, 1), row, torch.tensor([[2, 3, 4]]), 3)
     keys, _ = cache.update(torch.full((1, 1, 3, 1), 7.0), torch.ones(1, 1, 3, 1), 0)
@@ -98,7 +98,7 @@ def test_attention_of_grouped_heads_equals_repeated_keys():
     query = torch.randn(2, 6, 3, 8)
     key, value = torch.randn(2, 2, 2, 5, 8)
     mask = torch.ones(2, 1, 3, 5, dtype=torch.bool).tril(2)
-    got, _ = slot_attention(torch.nn.Module(), query, key, value, mask, scaling=0.3)
+    got, _ = row_attention(torch.nn.Module(), query, key, value, mask, scaling=0.3)
     want = torch.nn.functional.scaled_dot_product_attention(
         query,
         key.repeat_interleave(3, dim=1),

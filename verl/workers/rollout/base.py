@@ -5,7 +5,7 @@ The agent loop's own types are not imported: an engine takes and returns objects
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -103,7 +103,7 @@ class RolloutEngine(Protocol):
         ...
 
 
-def response_tokens(prompt: Sequence[int], sampling: SamplingSettings, max_model_len: int) -> int:
+def response_tokens(prompt: Sized, sampling: SamplingSettings, max_model_len: int) -> int:
     """The most tokens that a response may have. Raises ValueError when there is no prompt or no
     room for a response."""
     room = max_model_len - len(prompt)

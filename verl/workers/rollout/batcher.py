@@ -53,7 +53,7 @@ class ContinuousBatcher:
     ) -> None:
         """
         Args:
-            model: loaded with `attn_implementation` SLOT_ATTENTION, on its device.
+            model: loaded with `attn_implementation` ROW_ATTENTION, on its device.
             max_num_seqs: requests that are decoded together, and trajectories that are cached.
             max_model_len: tokens of a prompt and its response together.
 
@@ -83,7 +83,7 @@ class ContinuousBatcher:
         return bool(self._waiting or self._running)
 
     def add(self, request: Request) -> None:
-        """The request waits for a slot."""
+        """The request waits for a row."""
         self._waiting.append(request)
 
     def release(self, trajectory_id: str) -> None:
@@ -126,15 +126,15 @@ class ContinuousBatcher:
             self._decode()
 
     def _admit(self) -> None:
-        """Give waiting requests a slot and prefill what the slot does not hold yet."""
+        """Give waiting requests a row and prefill what the row does not hold yet."""
         admitted = []
-        while self._waiting and (slot := self._table.acquire(self._waiting[0].trajectory_id)):
+        while self._waiting and (row := self._table.acquire(self._waiting[0].trajectory_id)):
             request = self._waiting.popleft()
             self._running.append(request)  # at once: if the prefill fails, `drop_all` finds it
-            request.slot, request.weight_version = slot, self._version
+            request.row, request.weight_version = row, self._version
             # at least one token is computed again: its output predicts the first new one
-            known = common_prefix(slot.tokens, request.prompt_ids[:-1])
-            slot.tokens = request.prompt_ids[:known]
+            known = common_prefix(row.tokens, request.prompt_ids[:-1])
+            row.tokens = request.prompt_ids[:known]
             self.stats.cache_hit_tokens += known
             admitted.append(request)
         admitted.sort(key=lambda request: request.new_tokens, reverse=True)
@@ -151,8 +151,8 @@ class ContinuousBatcher:
         ids_nq = np.zeros((len(requests), counts[0]), dtype=np.int64)  # the first has the most
         for row, (request, count) in enumerate(zip(requests, counts, strict=True)):
             ids_nq[row, :count] = request.prompt_ids[-count:]
-        first_n = self._tensor([len(request.slot.tokens) for request in requests])
-        row_n = self._tensor([request.slot.row for request in requests])
+        first_n = self._tensor([len(request.row.tokens) for request in requests])
+        row_n = self._tensor([request.row.index for request in requests])
         self.stats.prefilled_tokens += sum(counts)
         self._forward(
             requests,
@@ -176,7 +176,7 @@ class ContinuousBatcher:
             position_nq=self._tensor([request.length - 1 for request in requests])[:, None],
             last_n=torch.zeros_like(row_n),
         )
-        still_running = [request for request in requests if request.slot.busy]
+        still_running = [request for request in requests if request.row.busy]
         if len(still_running) < len(requests):
             self._arrange(still_running)
 
@@ -216,7 +216,7 @@ class ContinuousBatcher:
             request.log_probs.append(log_prob)
             reason = self._finish_reason(request)
             if reason is not None:
-                self._table.put_back(request.slot, request.known_tokens)
+                self._table.put_back(request.row, request.known_tokens)
                 request.finish(reason)
 
     def _finish_reason(self, request: Request) -> Literal["stop", "length"] | None:
@@ -230,13 +230,13 @@ class ContinuousBatcher:
 
     def _arrange(self, requests: list[Request]) -> None:
         """Make the requests that are not finished the running ones, in the first rows."""
-        running = [request for request in requests if request.slot.busy]
-        pairs = self._table.to_front([request.slot for request in running])
+        running = [request for request in requests if request.row.busy]
+        pairs = self._table.to_front([request.row for request in running])
         if pairs:
-            held = [len(slot.tokens) for pair in pairs for slot in pair]
+            held = [len(row.tokens) for pair in pairs for row in pair]
             length = max([*held, *(request.length for request in running)])
-            self._cache.swap_rows([(a.row, b.row) for a, b in pairs], length)
-        self._running = sorted(running, key=lambda request: request.slot.row)
+            self._cache.swap_rows([(a.index, b.index) for a, b in pairs], length)
+        self._running = sorted(running, key=lambda request: request.row.index)
 
     def _tensor(self, values: list[int]) -> Tensor:
         return torch.tensor(values, device=self._device)

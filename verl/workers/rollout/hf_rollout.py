@@ -31,7 +31,7 @@ from verl.workers.rollout.base import (
 )
 from verl.workers.rollout.batcher import ContinuousBatcher
 from verl.workers.rollout.request import Request
-from verl.workers.rollout.row_cache import SLOT_ATTENTION
+from verl.workers.rollout.row_cache import ROW_ATTENTION
 from verl.workers.weight_sync import WeightUpdate
 
 logger = logging.getLogger(__name__)
@@ -176,9 +176,10 @@ class HFRollout:
 
 def build_hf_rollout(config: ActorRolloutRefConfig, plan: EnginePlan) -> RolloutEngine:
     """`HFRollout` of `config.model`, without adapters: it is given merged weights."""
-    plain = replace(config.model, lora_rank=0, attn_implementation=SLOT_ATTENTION)
+    plain = replace(config.model, lora_rank=0, attn_implementation=ROW_ATTENTION)
+    model = load_causal_lm(plain, plan.dtype)
     return HFRollout(
-        load_causal_lm(plain, plan.dtype).to(plan.device),
+        model.to(plan.device),  # pyright: ignore[reportArgumentType]  its wrapper hides `self`
         load_tokenizer(config.model),
         max_num_seqs=config.rollout.max_num_seqs,
         max_model_len=plan.max_model_len,

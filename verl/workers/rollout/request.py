@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cache
@@ -12,12 +11,13 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from verl.workers.rollout.base import Generation, SamplingSettings
-from verl.workers.rollout.row_cache import Slot
+from verl.workers.rollout.row_cache import Row
 
 
 @dataclass(eq=False)
 class Request:
-    """One response in the making. `uniforms` are its random numbers, one a token."""
+    """One response in the making. `uniforms` are its random numbers, one a token; `row`, where
+    its keys and values are, is set when it is admitted."""
 
     prompt_ids: np.ndarray
     sampling: SamplingSettings
@@ -25,7 +25,7 @@ class Request:
     max_tokens: int
     uniforms: list[float]
     future: Future[Generation] = field(default_factory=Future)
-    slot: Slot | None = None
+    row: Row = field(init=False)
     weight_version: int = 0
     token_ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
@@ -37,8 +37,8 @@ class Request:
 
     @property
     def new_tokens(self) -> int:
-        """Prompt tokens that the slot does not hold yet."""
-        return len(self.prompt_ids) - len(self.slot.tokens)
+        """Prompt tokens that the row does not hold yet."""
+        return len(self.prompt_ids) - len(self.row.tokens)
 
     @property
     def known_tokens(self) -> np.ndarray:
@@ -63,7 +63,7 @@ class StopStrings:
         self._tokenizer = tokenizer
         self._last_pieces = cache(self._find_last_pieces)
 
-    def __call__(self, token_ids: Sequence[int], stop: tuple[str, ...]) -> bool:
+    def __call__(self, token_ids: list[int], stop: tuple[str, ...]) -> bool:
         if token_ids[-1] not in self._last_pieces(stop):
             return False
         text = self._tokenizer.decode(token_ids)

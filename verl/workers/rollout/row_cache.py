@@ -1,7 +1,7 @@
 """Keys and values of many conversations in one block of memory, kept from one turn to the next.
 
-Shapes: S slots, n rows of one forward, q new tokens of each, H key-value heads, C capacity in
-tokens, D head size.
+Shapes: S rows of the cache, n of them in one forward, q new tokens of each, H key-value heads, C
+capacity in tokens, D head size.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ NO_TOKENS = np.empty(0, dtype=np.int64)
 
 
 @dataclass(eq=False)
-class Slot:
-    """One row of the cache. `tokens` are those whose keys and values it holds."""
+class Row:
+    """A row of the cache, at `index`. `tokens` are those whose keys and values it holds."""
 
-    row: int
+    index: int
     trajectory_id: str | None = None
     tokens: np.ndarray = field(default_factory=lambda: NO_TOKENS)
     busy: bool = False
@@ -32,51 +32,51 @@ class Slot:
 
 
 class RowTable:
-    """Which trajectory owns which slot. Idle slots keep their trajectory until they are needed."""
+    """Which trajectory owns which row. Idle rows keep their trajectory until they are needed."""
 
     def __init__(self, count: int) -> None:
-        self.slots = [Slot(row) for row in range(count)]
+        self.rows = [Row(index) for index in range(count)]
         self._clock = 0
 
-    def acquire(self, trajectory_id: str) -> Slot | None:
-        """The trajectory's idle slot, else a free one, else the one idle for longest.
+    def acquire(self, trajectory_id: str) -> Row | None:
+        """The trajectory's idle row, else a free one, else the one idle for longest.
 
         None when all are busy.
         """
-        idle = [slot for slot in self.slots if not slot.busy]
+        idle = [row for row in self.rows if not row.busy]
         if not idle:
             return None
-        own = [slot for slot in idle if slot.trajectory_id == trajectory_id]
-        free = [slot for slot in idle if slot.trajectory_id is None]
-        slot = (own or free or [min(idle, key=lambda slot: slot.last_used)])[0]
+        own = [row for row in idle if row.trajectory_id == trajectory_id]
+        free = [row for row in idle if row.trajectory_id is None]
+        row = (own or free or [min(idle, key=lambda row: row.last_used)])[0]
         if not own:
-            slot.trajectory_id, slot.tokens = trajectory_id, NO_TOKENS
-        slot.busy = True
-        return slot
+            row.trajectory_id, row.tokens = trajectory_id, NO_TOKENS
+        row.busy = True
+        return row
 
-    def put_back(self, slot: Slot, tokens: np.ndarray) -> None:
-        """The slot's request is done; `tokens` are now in its row."""
+    def put_back(self, row: Row, tokens: np.ndarray) -> None:
+        """The row's request is done; it holds `tokens` now."""
         self._clock += 1
-        slot.busy, slot.tokens, slot.last_used = False, tokens, self._clock
+        row.busy, row.tokens, row.last_used = False, tokens, self._clock
 
     def release(self, trajectory_id: str) -> None:
-        """Forget the trajectory; a slot that is busy with it is forgotten as well."""
-        for slot in self.slots:
-            if slot.trajectory_id == trajectory_id:
-                slot.trajectory_id, slot.tokens = None, NO_TOKENS
+        """Forget the trajectory; a row that is busy with it is forgotten as well."""
+        for row in self.rows:
+            if row.trajectory_id == trajectory_id:
+                row.trajectory_id, row.tokens = None, NO_TOKENS
 
     def forget_all(self) -> None:
         """What the rows hold is of other weights."""
-        for slot in self.slots:
-            slot.trajectory_id, slot.tokens = None, NO_TOKENS
+        for row in self.rows:
+            row.trajectory_id, row.tokens = None, NO_TOKENS
 
-    def to_front(self, busy: Sequence[Slot]) -> list[tuple[Slot, Slot]]:
-        """Give `busy` the first rows, in any order; returns the pairs that changed places."""
-        outside = [slot for slot in busy if slot.row >= len(busy)]
-        holes = [slot for slot in self.slots if slot.row < len(busy) and slot not in busy]
+    def to_front(self, busy: Sequence[Row]) -> list[tuple[Row, Row]]:
+        """Give `busy` the first places, in any order; returns the pairs that changed places."""
+        outside = [row for row in busy if row.index >= len(busy)]
+        holes = [row for row in self.rows if row.index < len(busy) and row not in busy]
         pairs = list(zip(outside, holes, strict=True))
         for first, second in pairs:
-            first.row, second.row = second.row, first.row
+            first.index, second.index = second.index, first.index
         return pairs
 
 
@@ -87,9 +87,9 @@ class RowCache(Cache):
     what `RowTable.to_front` and `swap_rows` are for. Memory grows with the longest conversation.
     """
 
-    def __init__(self, slots: int, layers: int, max_length: int) -> None:
+    def __init__(self, rows: int, layers: int, max_length: int) -> None:
         super().__init__(layers=[])
-        self._slots, self._layers = slots, layers
+        self._num_rows, self._layers = rows, layers
         self._limit = max_length + 1  # the last position is scratch for padding
         self._capacity = min(SMALLEST_CAPACITY, self._limit)
         self._store: Tensor | None = (
@@ -108,7 +108,7 @@ class RowCache(Cache):
         """Store the new (n, H, q, D) keys and values; returns (n, H, length, D) of the rows."""
         if self._store is None:
             _, heads, _, head_size = key_states.shape
-            shape = (self._layers, 2, self._slots, heads, self._capacity, head_size)
+            shape = (self._layers, 2, self._num_rows, heads, self._capacity, head_size)
             self._store = key_states.new_zeros(shape)
         keys, values = self._store[layer_idx]
         keys[self._row_n1, :, self._position_nq] = key_states.transpose(1, 2)
@@ -136,7 +136,7 @@ class RowCache(Cache):
             self._store[:, :, :, :, : old.shape[4]] = old
 
 
-def slot_attention(
+def row_attention(
     module: torch.nn.Module,
     query: Tensor,
     key: Tensor,
@@ -162,5 +162,5 @@ def slot_attention(
     return output.reshape(n, heads, q, head_size).transpose(1, 2), None
 
 
-SLOT_ATTENTION = "slot_attention"
-AttentionInterface.register(SLOT_ATTENTION, slot_attention)
+ROW_ATTENTION = "row_attention"
+AttentionInterface.register(ROW_ATTENTION, row_attention)

@@ -146,17 +146,18 @@ class VLLMRollout:
         from verl.workers.rollout.vllm_rollout.requests import to_generation
 
         with self._process.errors():
-            async for output in self._llm.generate(
+            outputs = self._llm.generate(
                 {"prompt_token_ids": prompt_ids},
                 params,
                 request_id=str(next(self._request_ids)),
                 lora_request=self._lora,
-            ):
-                last = output
-            generation = to_generation(last)
+            )
+            *_, output = [output async for output in outputs]
+            generation = to_generation(output)
+        cached = output.num_cached_tokens or 0
         self._stats["generated_tokens"] += len(generation.token_ids)
-        self._stats["prefilled_tokens"] += len(prompt_ids) - last.num_cached_tokens
-        self._stats["cache_hit_tokens"] += last.num_cached_tokens
+        self._stats["prefilled_tokens"] += len(prompt_ids) - cached
+        self._stats["cache_hit_tokens"] += cached
         return generation
 
     async def _update(self, update: WeightUpdate, file: Path) -> None:

@@ -31,7 +31,7 @@ def vllm_environment(device: str, model_path: str, more: Mapping[str, str]) -> I
     """
     logging.getLogger("vllm").setLevel(os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"))
     before = dict(os.environ)
-    os.environ.update(_variables(device, model_path) | more | before)
+    os.environ.update({**_variables(device, model_path), **more, **before})
     try:
         yield
     finally:

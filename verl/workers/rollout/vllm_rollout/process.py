@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.utils import CoreEngineProcManager
 
 from verl.workers.rollout.base import EngineDiedError
 
@@ -36,7 +37,11 @@ class EngineProcess:
     @property
     def pid(self) -> int:
         """Of vLLM's scheduling process, the parent of its workers."""
-        return self.llm.engine_core.resources.engine_manager.processes[0].pid
+        manager = self.llm.engine_core.resources.engine_manager
+        assert isinstance(manager, CoreEngineProcManager), "the other kind is of Ray's actors"
+        pid = manager.processes[0].pid
+        assert pid is not None, "it runs"
+        return pid
 
     async def rpc(self, method: str, *arguments: Any) -> list[Any]:
         """What a method of the worker extension returns in every worker."""

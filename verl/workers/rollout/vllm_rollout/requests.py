@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vllm import RequestOutput, SamplingParams
+from vllm.logprobs import FlatLogprobs
 from vllm.sampling_params import RequestOutputKind
 
 from verl.workers.rollout.base import EngineDiedError, Generation, SamplingSettings
@@ -39,6 +40,8 @@ def to_generation(output: RequestOutput) -> Generation:
     if completion.finish_reason not in ("stop", "length"):
         raise EngineDiedError(f"vLLM gave a request up: {completion.finish_reason}")
     token_ids = tuple(completion.token_ids)
+    assert isinstance(completion.logprobs, FlatLogprobs), "asked for in `sampling_params`"
+    assert completion.weight_versions, "a label on every token that was sampled"
     return Generation(
         token_ids=token_ids,
         log_probs=tuple(completion.logprobs.logprobs[: len(token_ids)]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import psutil
 from safetensors import safe_open
@@ -13,9 +14,14 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
 from verl.workers.weight_sync.packing import checksum, pack_weights
 
+if TYPE_CHECKING:
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
 
 class WeightReceiver:
     """Mixed into vLLM's worker; its methods are called with `collective_rpc`."""
+
+    model_runner: GPUModelRunner  # of that worker
 
     def checksum_of_file(self, path: str) -> int:
         """`packing.checksum` of the weights in a safetensors file, as this process reads them."""
