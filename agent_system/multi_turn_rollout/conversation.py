@@ -133,8 +133,8 @@ class Prompt:
     dropped_turns: int = 0
 
 
-class Context(Protocol):
-    """How a conversation is shown to the policy."""
+class PromptContext(Protocol):
+    """How a conversation is shown to the policy (`env.context`)."""
 
     def prompt(
         self, task_text: str, turns: Sequence[Turn], observation: Observation
@@ -241,7 +241,7 @@ class TurnContext:
 
 def make_context(
     config: ContextConfig, chat: ChatTemplate, prompts: PromptBuilder, max_prompt_length: int
-) -> Context:
+) -> PromptContext:
     """The context that `env.context.kind` names, with the strategy of `env.context.history`.
 
     Raises ValueError where a strategy would have no effect.

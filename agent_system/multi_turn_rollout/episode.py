@@ -14,8 +14,8 @@ from agent_system.interfaces import AsyncEnv, Generation, Policy, PromptBuilder
 from agent_system.multi_turn_rollout.conversation import (
     TOKEN_DTYPE,
     ChatTemplate,
-    Context,
     Prompt,
+    PromptContext,
 )
 from agent_system.multi_turn_rollout.progress import ProgressWatch
 from agent_system.rewards import EpisodeRewardManager
@@ -99,7 +99,7 @@ class EpisodePlayer:
     """Plays episodes of one environment under one set of rules. Holds no state of an episode."""
 
     chat: ChatTemplate
-    context: Context
+    context: PromptContext
     prompts: PromptBuilder
     rewards: EpisodeRewardManager
     max_steps: int

@@ -20,7 +20,7 @@ import numpy as np
 from agent_system.adapters.rows import to_data_proto
 from agent_system.adapters.setup import build_prompts
 from agent_system.interfaces import AsyncEnv, Policy, PromptBuilder
-from agent_system.multi_turn_rollout.conversation import ChatTemplate, Context, make_context
+from agent_system.multi_turn_rollout.conversation import ChatTemplate, PromptContext, make_context
 from agent_system.multi_turn_rollout.episode import request_seed
 from agent_system.types import Episode, Observation, SamplingParams, Trajectory, Turn
 from rollout_parts.replay import Games, ReplayPool, open_games, sampling, sciworld_overrides
@@ -69,7 +69,7 @@ class LockStep:
 
     pool: ReplayPool
     chat: ChatTemplate
-    context: Context
+    context: PromptContext
     prompts: PromptBuilder
     entropy_pass: EntropyPass
     forward_s: float = 0.0

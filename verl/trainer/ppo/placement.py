@@ -13,7 +13,7 @@ from verl.single_controller.ray.resource_pool import Place
 from verl.workers.rollout.rollout_workers import RolloutPlacement
 
 # Who shares a GPU: the training worker (actor and critic in one process) and a colocated engine.
-GROUPS_PER_GPU = 2
+PROCESSES_PER_GPU = 2
 
 
 def trainer_pool(config: PPOConfig, plan: RunPlan) -> RayResourcePool:
@@ -22,7 +22,7 @@ def trainer_pool(config: PPOConfig, plan: RunPlan) -> RayResourcePool:
     return RayResourcePool(
         process_on_nodes=[config.trainer.n_gpus_per_node] * config.trainer.nnodes,
         use_gpu=plan.device == "cuda",
-        max_colocate_count=GROUPS_PER_GPU if is_shared else 1,
+        max_colocate_count=PROCESSES_PER_GPU if is_shared else 1,
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from verl.workers.rollout.base import Generation, SamplingSettings
-from verl.workers.rollout.row_cache import Row
+from verl.workers.rollout.row_cache import CacheRow
 
 
 @dataclass(eq=False)
@@ -25,7 +25,7 @@ class Request:
     max_tokens: int
     uniforms: list[float]
     future: Future[Generation] = field(default_factory=Future)
-    row: Row = field(init=False)
+    row: CacheRow = field(init=False)
     weight_version: int = 0
     token_ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)

@@ -21,7 +21,7 @@ NO_TOKENS = np.empty(0, dtype=np.int64)
 
 
 @dataclass(eq=False)
-class Row:
+class CacheRow:
     """A row of the cache, at `index`. `tokens` are those whose keys and values it holds."""
 
     index: int
@@ -35,10 +35,10 @@ class RowTable:
     """Which trajectory owns which row. Idle rows keep their trajectory until they are needed."""
 
     def __init__(self, count: int) -> None:
-        self.rows = [Row(index) for index in range(count)]
+        self.rows = [CacheRow(index) for index in range(count)]
         self._clock = 0
 
-    def acquire(self, trajectory_id: str) -> Row | None:
+    def acquire(self, trajectory_id: str) -> CacheRow | None:
         """The trajectory's idle row, else a free one, else the one idle for longest.
 
         None when all are busy.
@@ -54,7 +54,7 @@ class RowTable:
         row.busy = True
         return row
 
-    def put_back(self, row: Row, tokens: np.ndarray) -> None:
+    def put_back(self, row: CacheRow, tokens: np.ndarray) -> None:
         """The row's request is done; it holds `tokens` now."""
         self._clock += 1
         row.busy, row.tokens, row.last_used = False, tokens, self._clock
@@ -70,7 +70,7 @@ class RowTable:
         for row in self.rows:
             row.trajectory_id, row.tokens = None, NO_TOKENS
 
-    def to_front(self, busy: Sequence[Row]) -> list[tuple[Row, Row]]:
+    def to_front(self, busy: Sequence[CacheRow]) -> list[tuple[CacheRow, CacheRow]]:
         """Give `busy` the first places, in any order; returns the pairs that changed places."""
         outside = [row for row in busy if row.index >= len(busy)]
         holes = [row for row in self.rows if row.index < len(busy) and row not in busy]
