@@ -321,8 +321,10 @@ def test_every_argument_is_one_of_vllms(model_path):
 
     config = ActorRolloutRefConfig(model=ModelConfig(path=model_path, lora_rank=8))
     known = {field.name for field in fields(AsyncEngineArgs)}
-    for device, transport in (("cpu", "object_store"), ("cuda", "nccl")):
-        assert set(engine_args(config, device, MAX_LEN, transport)) <= known
+    on_cpu = EnginePlan("vllm", "cpu", torch.float32, MAX_LEN, takes_adapters=True)
+    on_gpu = replace(on_cpu, device="cuda", dtype=torch.bfloat16, transport="nccl")
+    for plan in (on_cpu, on_gpu):
+        assert set(engine_args(config, plan)) <= known
 
 
 def test_adapters_are_synced_as_adapters(model_path):
