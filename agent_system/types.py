@@ -86,10 +86,6 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     seed: int | None = None
 
-    @property
-    def greedy(self) -> bool:
-        return self.temperature == 0.0
-
 
 @dataclass
 class Turn:

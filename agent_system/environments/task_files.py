@@ -93,11 +93,6 @@ def load_task_file(path: str | Path, environment: str | None = None) -> list[Tas
     return list(stored.tasks)
 
 
-def shipped_lists() -> list[str]:
-    """File names of the lists that come along."""
-    return sorted(path.name for path in SHIPPED_LISTS.glob("*.json"))
-
-
 def describe_tasks(config: TaskSetConfig, tasks: Sequence[Task]) -> dict[str, Any]:
     """What a result has to say about the tasks it was measured on; `tasks` are those of `config`.
 

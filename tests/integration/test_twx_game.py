@@ -39,7 +39,8 @@ def reset(env, game, seed=0, fold="train"):
 
 
 def test_the_table_has_the_simulators_games(simulator):
-    assert simulator.game_names() == sorted(GAMES)
+    server = simulator._java.jvm.textworldexpress.runtime.PythonInterface()
+    assert sorted(server.getGameNames()) == sorted(GAMES)
 
 
 @pytest.mark.parametrize("game", [game for game, ranges in GAMES.items() if ranges])

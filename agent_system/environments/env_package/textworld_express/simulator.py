@@ -78,11 +78,6 @@ class Simulator:
         """The task in words."""
         return self._server.getTaskDescription()
 
-    def game_names(self) -> list[str]:
-        """The simulator's games, sorted by name."""
-        server = self._java.jvm.textworldexpress.runtime.PythonInterface()
-        return sorted(server.getGameNames())
-
     def close(self) -> None:
         """End the Java process. May be called again."""
         self._java.close()
