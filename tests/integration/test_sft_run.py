@@ -69,7 +69,10 @@ def test_two_ranks_train_as_one_and_export_the_same_model(games, tmp_path, undec
     ("overrides", "message"),
     [
         (["data.train_files=[none.jsonl]"], "error: the data file 'none.jsonl' does not exist"),
-        (["data.trian_files=[x]"], "error: data.trian_files: Key 'trian_files' not in"),
+        (
+            ["data.trian_files=[x]"],
+            "error: unknown key 'data.trian_files'; did you mean 'data.train_files'?",
+        ),
     ],
 )
 def test_a_mistake_ends_with_one_sentence_and_exit_code_2(tmp_path, overrides, message):
