@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from agent_system.config import TaskSetConfig
 from agent_system.environments.task_files import load_task_file, task_list_hash
@@ -14,6 +14,8 @@ from agent_system.types import Task
 __all__ = ["TaskSampler", "load_task_file", "select_tasks", "task_list_hash"]
 
 MAX_SEED = 2**31
+
+T = TypeVar("T")
 
 
 def select_tasks(tasks: Sequence[Task], config: TaskSetConfig) -> list[Task]:
@@ -57,11 +59,11 @@ class TaskSampler:
         self._seed = seed
         self._weights = weights
         self._hash = task_list_hash(tasks)
-        self._groups: dict[str, list[Task]] = {}
+        self._piles: dict[str, list[Task]] = {}
         for task in tasks:
-            group = task.name if weights == "uniform_types" else "all"
-            self._groups.setdefault(group, []).append(task)
-        self._names = sorted(self._groups)
+            pile = task.name if weights == "uniform_types" else "all"
+            self._piles.setdefault(pile, []).append(task)
+        self._names = sorted(self._piles)
         self._orders: dict[str, tuple[int, list[Any]]] = {}
         self._drawn = 0
 
@@ -94,17 +96,17 @@ class TaskSampler:
         self._drawn = state["drawn"]
 
     def _task_at(self, index: int) -> Task:
-        # every round draws once from each group, in a shuffled order of the groups
+        # every round draws once from each pile, in a shuffled order of the piles
         round_index, place = divmod(index, len(self._names))
         name = self._order("", self._names, round_index)[place]
-        group = self._groups[name]
-        pass_index, place = divmod(round_index, len(group))
-        task = self._order(name, group, pass_index)[place]
+        pile = self._piles[name]
+        pass_index, place = divmod(round_index, len(pile))
+        task = self._order(name, pile, pass_index)[place]
         rng = random.Random(f"{self._seed}/{index}")
         return replace(task, seed=rng.randrange(1, MAX_SEED))
 
-    def _order(self, name: str, items: list[Any], pass_index: int) -> list[Any]:
-        """`items` shuffled for this pass; the latest order of each group is kept."""
+    def _order(self, name: str, items: list[T], pass_index: int) -> list[T]:
+        """`items` shuffled for this pass; the latest order of each pile is kept."""
         if self._orders.get(name, (None,))[0] != pass_index:
             rng = random.Random(f"{self._seed}/{name}/{pass_index}")
             self._orders[name] = (pass_index, rng.sample(items, len(items)))

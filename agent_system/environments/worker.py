@@ -20,9 +20,9 @@ import textwrap
 import threading
 import traceback
 from multiprocessing.connection import Connection
-from typing import Any
 
 from agent_system.environments.registry import import_object
+from agent_system.interfaces import TextEnv
 
 PARENT_CHECK_MS = 1000
 SUMMARY_CHARS = 300
@@ -46,7 +46,7 @@ def main() -> int:
     return 0
 
 
-def _serve(connection: Connection, env: Any) -> None:
+def _serve(connection: Connection, env: TextEnv) -> None:
     methods = {"reset": env.reset, "step": env.step}
     while True:
         try:
