@@ -40,7 +40,7 @@ from verl.workers.forward import forward_inputs, policy_forward
 from verl.workers.model_loading import load_causal_lm, load_tokenizer
 from verl.workers.rollout.base import RolloutEngine
 from verl.workers.rollout.hf_rollout import HFRollout
-from verl.workers.rollout.row_cache import SLOT_ATTENTION
+from verl.workers.rollout.row_cache import ROW_ATTENTION
 from verl.workers.weight_sync import WeightUpdate, pack_weights
 
 logger = logging.getLogger("loop")
@@ -78,7 +78,7 @@ def learn(steps: int, seed: int) -> None:
     held_out = simon.tasks(TaskSetConfig("test:16"))
 
     # The engine samples from a copy of its own, as it does where it is another process.
-    copy = load_causal_lm(replace(MODEL, attn_implementation=SLOT_ATTENTION), torch.float32)
+    copy = load_causal_lm(replace(MODEL, attn_implementation=ROW_ATTENTION), torch.float32)
     room = PROMPT_TOKENS + RESPONSE_TOKENS
     engine = HFRollout(copy, tokenizer, max_num_seqs=ENV.pool.slots_per_worker, max_model_len=room)
     pool = EnvPool(simon, ENV.pool)
