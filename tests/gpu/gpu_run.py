@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +21,8 @@ from verl.config.compose import compose_config
 from verl.config.machine import check_machine
 from verl.config.plan import RunPlan, make_plan
 from verl.config.root import PPOConfig
-from verl.trainer.ppo.cluster import Workers, start_ray, start_workers
+from verl.trainer.ppo.cluster import Workers, process_count, start_workers
+from verl.trainer.session import ray_cluster
 from verl.workers.rollout.base import Generation
 from verl.workers.rollout.engines import build_engine
 from verl.workers.update_context import UpdateContext
@@ -88,16 +89,12 @@ def gpu_run(config: PPOConfig) -> Iterator[Workers]:
     """Checked, started and ended as the trainer does it."""
     plan = make_plan(config)
     check_machine(config, plan)
-    start_ray(config, plan)
-    workers = None
-    try:
-        world: Any = SimpleNamespace(worker_class=TrainingWorker)
-        workers = start_workers(config, plan, world, None, total_steps=10)
+    world: Any = SimpleNamespace(worker_class=TrainingWorker)
+    with (
+        ray_cluster(config.ray_kwargs.ray_init, process_count(config, plan)),
+        closing(start_workers(config, plan, world, None, total_steps=10)) as workers,
+    ):
         yield workers
-    finally:
-        if workers is not None:
-            workers.rollouts.close()
-        ray.shutdown()
 
 
 def greedy(workers: Workers) -> list[Generation]:

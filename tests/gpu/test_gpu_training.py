@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import ray
 import torch
 
 from verl import DataProto
 from verl.config.plan import make_plan
-from verl.trainer.ppo.cluster import start_ray, start_trainers
+from verl.trainer.ppo.cluster import start_trainers
 from verl.trainer.ppo.placement import trainer_pool
+from verl.trainer.session import ray_cluster
 
 from .gpu_run import RESPONSE, gpu_config, rows_of
 
@@ -35,12 +35,10 @@ def log_probs_with(policy_path: str, attention: str) -> torch.Tensor:
         rows["attention_mask"][row, -RESPONSE:] = rows["response_mask"][row]
     data = DataProto.from_dict(rows)
     plan = make_plan(config)
-    start_ray(config, plan)
-    try:
-        actor = start_trainers(config, plan, trainer_pool(config, plan), None, 1)["actor"]
+    pool = trainer_pool(config, plan)
+    with ray_cluster(config.ray_kwargs.ray_init, pool.world_size + 1):
+        actor = start_trainers(config, plan, pool, None, 1)["actor"]
         log_probs = actor.compute_log_prob(data).batch["old_log_probs"]
-    finally:
-        ray.shutdown()
     return log_probs * rows["response_mask"]
 
 

@@ -28,6 +28,18 @@ def test_overrides_win_and_may_name_new_task_sets(saved):
     assert sorted(config.env.val) == ["dev", "held_out"]
 
 
+def test_a_run_of_an_earlier_version_is_read_without_the_keys_that_are_gone(saved, caplog):
+    path, config = saved
+    older = OmegaConf.load(path)
+    older.algorithm.entropy_plugin = "epo.plugin:build"
+    older.trainer.validation.window = {"size": 3}
+    path.write_text(OmegaConf.to_yaml(older))
+    assert load_saved(path, [])[1] == config
+    first, second = (record.getMessage() for record in caplog.records)
+    assert "unknown key 'algorithm.entropy_plugin'" in first and "goes without it" in first
+    assert "unknown key 'trainer.validation.window'" in second
+
+
 @pytest.mark.parametrize("override", ["trainer.val_onl=true", "trainer.seed=many"])
 def test_what_does_not_fit_is_refused(saved, override):
     with pytest.raises(UserError, match=r"docs/configuration\.md"):
