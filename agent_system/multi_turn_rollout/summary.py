@@ -15,7 +15,7 @@ METRICS = (
     ("episode/success_rate", "share", "mean", "episodes solved"),
     ("episode/success_rate/<task>", "share", "mean", "the same of one type of task"),
     ("episode/lenient_success_rate", "share", "mean", "as the published code counts it"),
-    ("episode/score", "reward", "mean", "final score of an episode"),
+    ("episode/score", "points", "mean", "final score of an episode, 0 to 100"),
     ("episode/reward/mean", "reward", "mean", "sum of the rewards of an episode"),
     ("episode/length/<mean|max|min>", "turns", "-", "of an episode"),
     ("episode/valid_action_ratio", "share", "mean", "turns whose response followed the format"),
@@ -27,16 +27,21 @@ METRICS = (
     ),
     ("episode/cut_responses", "share", "mean", "responses cut at the limit of tokens"),
     ("episode/response_tokens", "tokens", "mean", "of a response"),
-    ("episode/truncated", "episodes", "sum", "ended by the limit of turns"),
+    (
+        "episode/truncated",
+        "episodes",
+        "sum",
+        "ended by a limit of turns or of the engine's seconds",
+    ),
     ("episode/overlong", "episodes", "sum", "ended because the next prompt would be too long"),
-    ("episode/timed_out", "episodes", "sum", "ended by the limit of seconds"),
+    ("episode/timed_out", "episodes", "sum", "of these, by the engine's `request_timeout_s`"),
     ("episode/env_error", "episodes", "sum", "lost to a broken environment, counted nowhere else"),
     ("episode/dropped_turns", "turns", "sum", "of the history that a prompt had no room for"),
     (
         "timing_s/episode/<phase>",
         "s",
         "mean",
-        "of an episode: waiting for a slot, resetting, generating, stepping",
+        "of an episode that waits: reset, env (a step), generate",
     ),
 )
 

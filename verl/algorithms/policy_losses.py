@@ -40,7 +40,7 @@ METRICS = (
         "actor/pg_clipfrac_lower",
         "share",
         "mean",
-        "tokens with a negative advantage at the dual clip",
+        "tokens with a negative advantage whose loss is cut",
     ),
     ("actor/ppo_kl", "nats", "mean", "mean of -log ratio: KL of the old policy to the updated one"),
 )

@@ -33,7 +33,7 @@ METRICS = (
         "mean",
         "as the published code counts it",
     ),
-    ("val/<task list>/<mode>/score", "reward", "mean", "final score of an episode"),
+    ("val/<task list>/<mode>/score", "points", "mean", "final score of an episode, 0 to 100"),
     ("val/<task list>/<mode>/length", "turns", "mean", "of an episode"),
     ("val/<task list>/<mode>/n", "episodes", "sum", "measured"),
     (

@@ -33,7 +33,7 @@ from verl.workers.update_context import UpdateContext
 METRICS = (
     (
         "actor/loss",
-        "nats",
+        "1",
         "mean",
         "what the gradient is of: policy loss, KL term and entropy term",
     ),
