@@ -14,6 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("no_times", deadline=None)  # no test asserts a time
+settings.load_profile("no_times")
 
 TEMPLATE = "{% for m in messages %}{{ m.content }} {% endfor %}"
 

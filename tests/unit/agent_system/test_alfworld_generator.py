@@ -90,7 +90,7 @@ def satisfied_at_start(of_scene):
     return bool(there)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10**6),
     task_type=st.sampled_from(TASK_TYPES),

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agent_system.environments.env_package.sciworld.projection import sciworld_projection
@@ -109,7 +109,6 @@ def test_only_marks_around_the_whole_command_are_dropped(text, command):
 TAGS = st.sampled_from(["<think>", "</think>", "<action>", "</action>", "```", "\n", "go hall"])
 
 
-@settings(deadline=None)
 @given(st.lists(TAGS | st.text(max_size=20)).map("".join))
 @example("<action>" * 2000)
 @example("<think>" * 2000 + "</think>")
@@ -123,7 +122,6 @@ def test_nothing_raises_and_commands_are_clean(response):
         assert action.text or not action.is_format_valid
 
 
-@settings(deadline=None)
 @given(st.lists(TAGS | st.text(max_size=10)).map("".join))
 def test_what_is_in_the_reasoning_is_never_played(reasoning):
     """Whatever it holds: it ends where the last </think> is."""
@@ -137,7 +135,6 @@ def without_marks_and_blanks(text):
     return "".join(c for c in text if c.isprintable() and c not in "`'\"* " and not c.isspace())
 
 
-@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_a_command_is_taken_whole_or_not_at_all(text):
     command = clean_command(text)
@@ -162,7 +159,6 @@ def test_the_time_is_linear_in_the_length(piece):
     assert long < 40 * short + 0.002
 
 
-@settings(deadline=None)
 @given(
     st.text(alphabet="abc <>", max_size=30), st.from_regex(r"[a-z]+( [a-z]+){0,3}", fullmatch=True)
 )

@@ -183,7 +183,7 @@ def growing_trajectories(draw):
     return trajectories
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(growing_trajectories(), st.sampled_from(["turn", "trajectory"]))
 def test_every_sampled_token_appears_once_with_its_log_prob_and_turn(trajectories, kind):
     turns = [(t.episode.traj_uid, turn) for t in trajectories for turn in t.turns]
@@ -205,7 +205,7 @@ def test_every_sampled_token_appears_once_with_its_log_prob_and_turn(trajectorie
     assert int(batch["invalid_action_mask"].sum()) == invalid
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(growing_trajectories(), st.sampled_from(["turn", "trajectory"]))
 def test_the_attended_tokens_of_a_row_are_what_the_engine_saw(trajectories, kind):
     assume(any(t.turns for t in trajectories))

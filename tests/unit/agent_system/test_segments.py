@@ -96,7 +96,7 @@ def conversation(game, first, end, prompts=PROMPTS):
     return [*opening(game[1][first], prompts), *past]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(games(), budgets, st.sampled_from([PROMPTS, WithSystem()]))
 def test_every_prompt_fits_and_is_the_opening_and_the_exact_tokens_since(game, budget, prompts):
     first = 0
@@ -107,7 +107,7 @@ def test_every_prompt_fits_and_is_the_opening_and_the_exact_tokens_since(game, b
         assert turn.prompt_ids.dtype == np.int32
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(games(), budgets)
 def test_as_few_turns_are_dropped_as_leaves_room(game, budget):
     """Against a search that tries every number of turns on the whole text."""
@@ -135,7 +135,7 @@ def test_as_few_turns_are_dropped_as_leaves_room(game, budget):
         assert len(opening(game[1][len(turns)])) > budget
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(games(), budgets)
 def test_until_the_first_cut_it_is_the_conversation_without_a_limit(game, budget):
     turns = play_or_skip(game, budget)
@@ -167,7 +167,7 @@ def rows_of(trajectories, kind):
     return to_data_proto(trajectories, pad_token_id=0, context_kind=kind)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(games(), budgets)
 def test_the_rows_of_a_trajectory_are_its_segments(game, budget):
     turns = play_or_skip(game, budget)

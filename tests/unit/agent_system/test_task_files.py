@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_system.config import TaskSetConfig
@@ -36,7 +36,7 @@ def test_a_written_list_is_read(stored):
     assert json.loads(stored.read_text())["hash"] == task_list_hash(TASKS)
 
 
-@settings(deadline=None)  # it writes files
+# it writes files
 @given(st.lists(st.builds(Task, st.text(), st.dictionaries(st.text(), st.integers() | st.text()))))
 def test_any_list_is_read_as_it_was_written(tmp_path_factory, tasks):
     path = tmp_path_factory.mktemp("lists") / "any.json"

@@ -83,7 +83,7 @@ def test_refuses_an_entropy_that_is_not_finite(value):
         measure(observation([[1.0, value]], [[1, 1]], [[0, 0]], ["a"]), 7, "trajectory")
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.data())
 def test_row_order_does_not_matter(data):
     rows = data.draw(st.integers(1, 6))

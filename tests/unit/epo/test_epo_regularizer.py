@@ -158,7 +158,7 @@ def test_low_precision_entropy_is_compared_in_single_precision():
     assert loss.item() == pytest.approx(-0.1775, abs=2e-3)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     cuts=st.lists(st.integers(0, 8), max_size=4),
     seed=st.integers(0, 1000),

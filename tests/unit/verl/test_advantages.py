@@ -95,7 +95,7 @@ def grouped_rewards(draw):
 
 @pytest.mark.parametrize("estimator", [grpo_advantage, rloo_advantage])
 @given(case=grouped_rewards(), seed=st.integers(0, 1000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_row_order_and_row_count_do_not_matter(estimator, case, seed):
     reward, group, trajectory = case
     advantage = estimator(reward, group, trajectory)
@@ -331,7 +331,7 @@ def test_repeated_turns_are_refused_but_padding_may_repeat():
     st.floats(0.0, 1.0),
     st.integers(0, 1000),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_both_layouts_give_the_same_advantages(tokens_of_turns, gamma, lam, seed):
     """Turns as rows (shuffled) or as one row a trajectory, with observation gaps between turns."""
     generator = torch.Generator().manual_seed(seed)

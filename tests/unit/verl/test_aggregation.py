@@ -78,7 +78,7 @@ def partitioned_batches(draw):
 
 @pytest.mark.parametrize("mode", LOSS_AGG_MODES)
 @given(partitioned_batches())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_partition_adds_up_to_the_whole(mode, case):
     loss, mask, parts = case
     normalizers = loss_normalizers(mask)
@@ -144,7 +144,7 @@ def test_trajectory_weights_bad_input_and_empty_batch():
     st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=4), min_size=1, max_size=5),
     st.randoms(use_true_random=False),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_both_layouts_weigh_every_token_alike(tokens_of_turns, random):
     """`tokens_of_turns[j][t]`: the number of tokens of turn t of trajectory j."""
     width = 32

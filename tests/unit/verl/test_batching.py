@@ -75,7 +75,7 @@ def test_a_divisible_batch_is_returned_as_it_is():
 
 
 @given(lengths=lengths_strategy, ranks=st.integers(1, 4), balance=st.booleans())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_gather_undoes_spread(lengths, ranks, balance):
     batch = rollout(lengths)
     shared, order = spread(batch, ranks, balance)
@@ -97,7 +97,7 @@ def test_ranks_get_about_equal_tokens():
     ranks=st.integers(1, 3),
     epochs=st.integers(1, 2),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_every_row_is_in_one_mini_batch_an_epoch(lengths, size, ranks, epochs):
     how = MiniBatches(size, epochs, ranks, balance=True, seed=0, weighted=True)
     cut = list(how.cut(rollout(lengths), STEP))

@@ -9,7 +9,7 @@ from verl import DataProto
 from verl.protocol import pad_dataproto_to_divisor, unpad_dataproto
 
 lengths = st.integers(min_value=1, max_value=24)
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=40)
 
 
 def batch_of(length: int) -> DataProto:

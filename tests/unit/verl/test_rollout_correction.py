@@ -130,7 +130,7 @@ log_probs = st.lists(st.floats(-40, 0, width=32), min_size=6, max_size=6)
 
 
 @given(old=log_probs, rollout=log_probs, highest=st.floats(1, 10))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_weights_and_figures_stay_in_their_ranges(old, rollout, highest):
     old, rollout = torch.tensor(old).view(2, 3), torch.tensor(rollout).view(2, 3)
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
@@ -148,7 +148,7 @@ def test_weights_and_figures_stay_in_their_ranges(old, rollout, highest):
 
 
 @given(seed=st.integers(0, 10**6))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_weighting_the_loss_is_weighting_the_advantages(seed):
     """min, max and clip of PPO commute with a factor that is not negative, dual clip included."""
     generator = torch.Generator().manual_seed(seed)

@@ -9,7 +9,7 @@ from verl.utils.seqlen_balancing import (
     karmarkar_karp,
 )
 
-few = settings(max_examples=60, deadline=None)
+few = settings(max_examples=60)
 
 
 def test_karmarkar_karp_by_hand():

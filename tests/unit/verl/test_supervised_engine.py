@@ -333,7 +333,7 @@ def test_closing_during_a_restart_closes_what_it_starts():
     assert second.started and second.closed
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     deaths=st.lists(st.integers(2, 25), max_size=4),
     count=st.integers(1, 60),
