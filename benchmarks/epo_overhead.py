@@ -12,15 +12,13 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
-import torch
 from tensordict import TensorDict
 from transformers import LlamaConfig, LlamaForCausalLM
+from update_parts import mini_batch
 
 from epo.config import EPOConfig
 from epo.plugin import build
-from verl.algorithms.aggregation import loss_normalizers, trajectory_token_weights
-from verl.algorithms.entropy_control import EntropyRegularizer, StepContext
+from verl.algorithms.entropy_control import EntropyRegularizer
 from verl.config.actor import ActorConfig
 from verl.config.model import FSDPConfig, ModelConfig
 from verl.config.optim import OptimConfig
@@ -34,27 +32,6 @@ from verl.workers.update_context import UpdateContext
 logger = logging.getLogger("epo_overhead")
 
 ROWS, PROMPT, RESPONSE, TURN = 16, 48, 120, 12
-
-
-def mini_batch(vocab: int) -> tuple[TensorDict, UpdateContext]:
-    """Trajectories of turns of `TURN` positions, half of them sampled tokens."""
-    generator = torch.Generator().manual_seed(0)
-    position = torch.arange(RESPONSE).expand(ROWS, -1)
-    mask = ((position % TURN) < TURN // 2).long()
-    turn_ids = torch.where(mask.bool(), position // TURN, -1)
-    weight = trajectory_token_weights(np.arange(ROWS), turn_ids, mask)
-    columns = {
-        "input_ids": torch.randint(0, vocab, (ROWS, PROMPT + RESPONSE), generator=generator),
-        "attention_mask": torch.ones(ROWS, PROMPT + RESPONSE, dtype=torch.long),
-        "response_mask": mask,
-        "old_log_probs": torch.full((ROWS, RESPONSE), -3.0),
-        "advantages": torch.randn(ROWS, RESPONSE, generator=generator),
-        "turn_ids": turn_ids,
-        "trajectory_weight": weight,
-    }
-    state = {"reference": 1.0, "lower": 0.5, "upper": 1.5, "beta": 1.5}
-    context = UpdateContext(StepContext(1, 10, state), **loss_normalizers(mask))
-    return TensorDict(columns, batch_size=[ROWS]), context
 
 
 def actor(path: str, regularizer: EntropyRegularizer | None) -> DataParallelPPOActor:
@@ -90,7 +67,7 @@ def main() -> None:
         path = str(Path(folder) / "model")
         LlamaForCausalLM(shape).save_pretrained(path)
         plain, with_epo = actor(path, None), actor(path, build(EPOConfig(enable=True)).regularizer)
-    batch = mini_batch(options.vocab)
+    batch = mini_batch(ROWS, PROMPT, RESPONSE, TURN, options.vocab)
     seconds(plain, batch), seconds(with_epo, batch)  # warm up
     pairs = [(seconds(with_epo, batch), seconds(plain, batch)) for _ in range(options.pairs)]
     ratios = sorted(epo / off for epo, off in pairs)
