@@ -188,6 +188,7 @@ def loaded_by(modules):
 ENGINES = {"ray", "vllm", "transformers"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("modules", "forbidden"),
     [

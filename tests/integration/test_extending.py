@@ -49,6 +49,7 @@ def test_the_page_has_a_setting_for_every_file():
     assert chosen == {Path(name).stem for name, _ in FILES}
 
 
+@pytest.mark.slow
 def test_a_mistake_in_ones_own_options_is_refused_before_anything_starts(tmp_path):
     write_package(tmp_path)
     run = run_training(tmp_path, "algorithm.entropy_control.options.flor=1")

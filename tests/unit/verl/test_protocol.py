@@ -29,6 +29,7 @@ def rows(data: DataProto) -> list[tuple[int, str]]:
     return list(zip(data.batch["obs"][:, 0].tolist(), data.non_tensor_batch["label"], strict=True))
 
 
+@pytest.mark.slow
 def test_import_is_light():
     code = (
         "import verl, sys; sys.exit(any(m in sys.modules for m in ('ray','vllm','transformers')))"

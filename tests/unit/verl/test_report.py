@@ -103,6 +103,7 @@ def test_phase_seconds():
     assert list(phases) == ["collect", "update_actor", "validate", "other"]  # largest first
 
 
+@pytest.mark.slow
 def test_report_writes_pictures(tmp_path):
     write(tmp_path, COMPLETE)
     written = write_report(tmp_path)
