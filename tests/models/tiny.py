@@ -96,6 +96,7 @@ LONGROPE = {
 
 OVERRIDES: dict[str, dict[str, Any]] = {
     "codegen": {"rotary_dim": 16},
+    "deepseek_v2": {"topk_method": "greedy", "num_experts_per_tok": 2},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
     "gemma2": {"attn_logit_softcapping": 2.0},  # 50 hides what a kernel without it does
     "gptj": {"rotary_dim": 16},
