@@ -1,4 +1,4 @@
-"""Every causal language model that transformers knows, with few and small layers and random weights.
+"""Every causal language model that transformers knows, with few small layers, random weights.
 
 Its default configuration is taken, and each size that it names becomes a small one; what does not
 fit together then, or is off by default and makes a model what it is, stands in `OVERRIDES`.
@@ -22,50 +22,50 @@ LAYERS = 4
 WINDOW = 16  # of a sliding window: shorter than the rows that are compared
 SPREAD = 0.1  # of the weights: distributions far from uniform, so that a wrong one shows
 
-SIZES: dict[str, tuple[str, ...]] = {
+NAMES: dict[str, str] = {
     "hidden": (
         "hidden_size n_embd d_model dim embed_dim embedding_dim embedding_size lru_width "
         "word_embed_proj_dim"
-    ).split(),
+    ),
     "inner": (
         "intermediate_size ffn_dim n_inner d_ff ffn_hidden_size decoder_ffn_dim encoder_ffn_dim "
         "intermediate_size_mlp block_ff_dim"
-    ).split(),
+    ),
     "expert": (
         "moe_intermediate_size shared_expert_intermediate_size shared_intermediate_size "
         "moe_shared_expert_intermediate_size expert_ffn_hidden_size moe_ffn_hidden_size "
         "qk_rope_head_dim linear_key_head_dim linear_value_head_dim mamba_d_state state_size "
         "ssm_state_size hidden_size_per_layer_input"
-    ).split(),
+    ),
     "layers": (
         "num_hidden_layers n_layer n_layers num_layers decoder_layers num_blocks encoder_layers"
-    ).split(),
+    ),
     "four": (
         "num_attention_heads n_head n_heads num_heads decoder_attention_heads "
         "encoder_attention_heads n_routed_experts num_experts num_local_experts moe_num_experts "
         "linear_num_value_heads linear_num_heads zero_expert_num"
-    ).split(),
+    ),
     "two": (
         "num_key_value_heads num_experts_per_tok num_experts_per_token moe_k moe_topk "
         "num_selected_experts linear_num_key_heads index_n_heads mamba_expand expand hc_mult "
         "n_shared_experts num_shared_experts"
-    ).split(),
+    ),
     "one": (
         "n_group topk_group num_expert_group first_k_dense_replace moe_layer_start_index "
         "num_dense_layers num_codebooks mamba_n_groups n_groups"
-    ).split(),
-    "zero": ["num_kv_shared_layers"],
+    ),
+    "zero": "num_kv_shared_layers",
     "head": (
         "head_dim global_head_dim kv_channels q_lora_rank kv_lora_rank qk_nope_head_dim v_head_dim "
         "index_head_dim linear_head_dim mamba_d_head mamba_head_dim o_lora_rank"
-    ).split(),
-    "mamba_heads": ["mamba_n_heads", "mamba_num_heads"],
-    "mamba_inner": ["mamba_d_ssm"],
+    ),
+    "mamba_heads": "mamba_n_heads mamba_num_heads",
+    "mamba_inner": "mamba_d_ssm",
     "positions": (
         "max_position_embeddings n_positions n_ctx max_seq_len max_sequence_length model_max_length"
-    ).split(),
-    "vocabulary": ["vocab_size", "vocab_size_per_layer_input"],
-    "window": ["sliding_window", "index_topk", "attention_window_size", "attention_chunk_size"],
+    ),
+    "vocabulary": "vocab_size vocab_size_per_layer_input",
+    "window": "sliding_window index_topk attention_window_size attention_chunk_size",
 }
 NUMBERS = {
     "hidden": 128,
@@ -83,7 +83,7 @@ NUMBERS = {
     "vocabulary": VOCABULARY,
     "window": WINDOW,
 }
-SMALL = {name: NUMBERS[size] for size, names in SIZES.items() for name in names}
+SMALL = {name: NUMBERS[size] for size, names in NAMES.items() for name in names.split()}
 LAYER_LISTS = ("layer_types", "mlp_layer_types")
 LONGROPE = {
     "rope_type": "longrope",
