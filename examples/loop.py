@@ -35,6 +35,7 @@ from verl.algorithms.entropy_control import RolloutEntropies, StepContext
 from verl.algorithms.policy_losses import ClipRange, ppo_clip_loss
 from verl.config.model import ModelConfig
 from verl.protocol import DataProto
+from verl.trainer.ppo.statistics import success_interval
 from verl.utils.logging import setup_logging
 from verl.workers.forward import forward_inputs, policy_forward
 from verl.workers.model_loading import load_causal_lm, load_tokenizer
@@ -105,7 +106,7 @@ def learn(steps: int, seed: int) -> None:
                 *(step, success_rate(rollout), metrics["epo/entropy_step"], loss),
             )
         after = play(collector, engine, held_out, "after", seed)
-    logger.info("held-out success: %.2f -> %.2f", success_rate(before), success_rate(after))
+    logger.info("held-out success: %s -> %s", with_interval(before), with_interval(after))
 
 
 def play(
@@ -186,6 +187,13 @@ def entropies(batch: DataProto) -> RolloutEntropies:
 
 def success_rate(trajectories: list[Trajectory]) -> float:
     return sum(trajectory.success for trajectory in trajectories) / len(trajectories)
+
+
+def with_interval(trajectories: list[Trajectory]) -> str:
+    """The rate and its 95% interval, in which the episodes of one game count as far as they
+    differ."""
+    interval = success_interval((t.episode.uid, t.success) for t in trajectories)
+    return f"{success_rate(trajectories):.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
 if __name__ == "__main__":

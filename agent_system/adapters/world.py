@@ -56,8 +56,7 @@ class World(AgentWorld[Trajectory]):
         sets = []
         for name in self._config.env.val:
             tasks = load_tasks(self._config, name)
-            episodes = [group_of(task, f"{name}-{i}", 1)[0] for i, task in enumerate(tasks)]
-            sets.append(TaskSet(name, episodes, task_list_hash(tasks)))
+            sets.append(TaskSet(name, one_episode_each(tasks, name), task_list_hash(tasks)))
         return sets
 
     def task_lists(self) -> dict[str, Any]:
@@ -111,6 +110,16 @@ class World(AgentWorld[Trajectory]):
             raise ValueError(f"its run played env.env_name={played}, this one {env_name}")
         self._sampler.load_state_dict(state["sampler"])
         self._drawn = state["drawn"]
+
+
+def one_episode_each(tasks: list[Task], name: str) -> list[Episode]:
+    """A task that a list has twice is one uid: its episodes are no independent measurements."""
+    first: dict[str, int] = {}
+    uids = [f"{name}-{first.setdefault(task.key, i)}" for i, task in enumerate(tasks)]
+    return [
+        Episode(task, uid, f"{name}-{i}/0")
+        for i, (task, uid) in enumerate(zip(tasks, uids, strict=True))
+    ]
 
 
 def group_of(task: Task, uid: str, size: int) -> list[Episode]:

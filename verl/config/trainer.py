@@ -21,7 +21,9 @@ class ValidationConfig:
         "sampled: with rollout.val_kwargs; greedy: the likeliest tokens",
         choices=("sampled", "greedy"),
     )
-    episodes_per_task: int = setting(1, "episodes of each task, averaged", least=1)
+    episodes_per_task: int = setting(
+        1, "episodes of each task, averaged; equal ones count once in the interval", least=1
+    )
 
 
 @dataclass

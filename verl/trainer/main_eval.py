@@ -64,15 +64,16 @@ def split_checkpoint(arguments: list[str]) -> tuple[Path, list[str]]:
 def evaluation_table(metrics: dict[str, float]) -> str:
     """One line a task set and mode: success with its 95% interval."""
     suffix = "/success_rate"
-    lines = [f"{'task set':<28}{'success':>9}{'95% interval':>18}{'episodes':>10}"]
+    lines = [f"{'task set':<28}{'success':>9}{'95% interval':>18}{'episodes':>10}{'tasks':>7}"]
     for prefix in sorted(k.removesuffix(suffix) for k in metrics if k.endswith(suffix)):
-        rate, low, high, n = (
+        rate, low, high, n, tasks = (
             metrics[f"{prefix}/{name}"]
-            for name in ("success_rate", "success_low", "success_high", "n")
+            for name in ("success_rate", "success_low", "success_high", "n", "tasks")
         )
         interval = f"{100 * low:.1f} - {100 * high:.1f}"
         lines.append(
             f"{prefix.removeprefix('val/'):<28}{100 * rate:>8.1f}%{interval:>18}{n:>10.0f}"
+            f"{tasks:>7.0f}"
         )
     return "\n".join(lines)
 

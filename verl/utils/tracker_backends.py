@@ -100,13 +100,13 @@ def short(value: Scalar) -> str:
 
 
 def validation_line(metrics: Mapping[str, Scalar], success_name: str) -> str:
-    """`val l1 sampled: success 42.0% [33.8, 50.6], n 128, score 55.1`."""
+    """`val l1 sampled: success 42.0% [33.8, 50.6], n 128, tasks 128, score 55.1`."""
     prefix = success_name.removesuffix("/success_rate")
     line = f"{prefix.replace('/', ' ')}: success {100 * metrics[success_name]:.1f}%"
     low, high = metrics.get(f"{prefix}/success_low"), metrics.get(f"{prefix}/success_high")
     if low is not None and high is not None:
         line += f" [{100 * low:.1f}, {100 * high:.1f}]"
-    for name in ("n", "score"):
+    for name in ("n", "tasks", "score"):
         if f"{prefix}/{name}" in metrics:
             line += f", {name} {short(metrics[f'{prefix}/{name}'])}"
     return line

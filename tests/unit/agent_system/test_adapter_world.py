@@ -2,8 +2,9 @@
 
 import pytest
 
-from agent_system.adapters.world import World
+from agent_system.adapters.world import World, one_episode_each
 from agent_system.config import EnvConfig, TaskSetConfig
+from agent_system.types import Task
 from verl.config.root import PPOConfig
 
 LAKE = {"id": "FrozenLake-v1"}
@@ -52,3 +53,10 @@ def test_a_checkpoint_that_does_not_name_its_environment_is_taken():
     restored = make_world()
     restored.load_state_dict(state)
     assert drawn(restored) == drawn(world)
+
+
+def test_a_task_that_a_list_has_twice_is_one_task():
+    door, lake = Task("door", {"seed": 1}), Task("lake", {"seed": 1})
+    episodes = one_episode_each([door, lake, door], "test")
+    assert [episode.uid for episode in episodes] == ["test-0", "test-1", "test-0"]
+    assert [episode.traj_uid for episode in episodes] == ["test-0/0", "test-1/0", "test-2/0"]

@@ -197,6 +197,12 @@ def test_summary_says_when_a_change_is_within_the_noise(tmp_path):
     assert "(n 96, step 9); the intervals overlap" in summary_text(tmp_path)
 
 
+def test_summary_tells_episodes_from_tasks(tmp_path):
+    repeated = validation(9, 0.5, 0.3, 0.7, n=320.0) | {"val/l1/sampled/tasks": 20.0}
+    write(tmp_path, [repeated])
+    assert "50.0% [30.0, 70.0] (n 320 of 20 tasks, step 9)" in summary_text(tmp_path)
+
+
 def test_a_crash_while_drawing_leaves_the_old_picture(tmp_path, monkeypatch):
     write(tmp_path, COMPLETE)
     old = {path: path.read_bytes() for path in write_report(tmp_path)}

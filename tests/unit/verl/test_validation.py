@@ -15,12 +15,13 @@ from verl.workers.interfaces import TaskSet
 @dataclass(frozen=True)
 class FakeEpisode:
     traj_uid: str
+    uid: str = ""
     task: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(name="find"))
 
 
-def played(name: str, success: bool, *, score: float = 0.0, reason: str = "truncated"):
+def played(uid: str, success: bool, *, score: float = 0.0, reason: str = "truncated"):
     return SimpleNamespace(
-        episode=FakeEpisode(name),
+        episode=FakeEpisode(f"{uid}/0", uid),
         success=success,
         score=score,
         num_turns=4,
@@ -106,4 +107,12 @@ def test_a_validation_without_any_episode_is_reported_not_raised():
 def test_the_table_of_an_evaluation_reads_success_with_its_interval():
     metrics = validation_metrics("val/held_out/greedy", [played("0", True), played("1", False)])
     line = evaluation_table(metrics).splitlines()[1]
-    assert line.split() == ["held_out/greedy", "50.0%", "9.5", "-", "90.5", "2"]
+    assert line.split() == ["held_out/greedy", "50.0%", "9.5", "-", "90.5", "2", "2"]
+
+
+def test_episodes_of_one_task_are_no_independent_measurements():
+    # 20 tasks, 16 greedy episodes of each, which are alike: Wilson for 10 of 20, not 160 of 320
+    trajectories = [played(f"{task}", task < 10) for task in range(20) for _ in range(16)]
+    metrics = validation_metrics("val/x/greedy", trajectories)
+    line = evaluation_table(metrics).splitlines()[1]
+    assert line.split() == ["x/greedy", "50.0%", "29.9", "-", "70.1", "320", "20"]

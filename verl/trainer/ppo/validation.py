@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from verl.config.root import PPOConfig
-from verl.trainer.ppo.statistics import wilson_interval
+from verl.trainer.ppo.statistics import success_interval
 from verl.utils.logging import progress
 from verl.workers.interfaces import AgentWorld, TaskSet, Trajectory
 from verl.workers.rollout.rollout_workers import RolloutWorkers
@@ -24,7 +24,12 @@ METRICS = (
         "mean",
         "episodes solved; mode: sampled or greedy",
     ),
-    ("val/<task list>/<mode>/success_low", "share", "-", "lower end of its 95% Wilson interval"),
+    (
+        "val/<task list>/<mode>/success_low",
+        "share",
+        "-",
+        "lower end of its 95% interval, in which episodes of one task count as far as they differ",
+    ),
     ("val/<task list>/<mode>/success_high", "share", "-", "upper end"),
     ("val/<task list>/<mode>/success_rate/<task>", "share", "mean", "the same of one type of task"),
     (
@@ -36,6 +41,7 @@ METRICS = (
     ("val/<task list>/<mode>/score", "points", "mean", "final score of an episode, 0 to 100"),
     ("val/<task list>/<mode>/length", "turns", "mean", "of an episode"),
     ("val/<task list>/<mode>/n", "episodes", "sum", "measured"),
+    ("val/<task list>/<mode>/tasks", "tasks", "sum", "of these episodes"),
     (
         "val/<task list>/<mode>/env_errors",
         "episodes",
@@ -85,10 +91,9 @@ class Validator:
 
 
 def validation_metrics(prefix: str, trajectories: list[Trajectory]) -> dict[str, float]:
-    """Success with its Wilson 95% interval, the published lenient figure, score and length."""
+    """Success with its 95% interval, the published lenient figure, score and length."""
     scored = [t for t in trajectories if t.reason != "env_error"]
-    successes = sum(t.success for t in scored)
-    low, high = wilson_interval(successes, len(scored))
+    low, high = success_interval((t.episode.uid, t.success) for t in scored)
     metrics = {
         "success_rate": mean(t.success for t in scored),
         "success_low": low,
@@ -97,6 +102,7 @@ def validation_metrics(prefix: str, trajectories: list[Trajectory]) -> dict[str,
         "score": mean(t.score for t in scored),
         "length": mean(t.num_turns for t in scored),
         "n": len(scored),
+        "tasks": len({t.episode.uid for t in scored}),
         "env_errors": len(trajectories) - len(scored),
     }
     by_type = defaultdict(list)

@@ -38,6 +38,7 @@ class Validation(NamedTuple):
     low: np.ndarray
     high: np.ndarray
     n: np.ndarray  # episodes; nan where unknown
+    tasks: np.ndarray  # of these episodes; nan where unknown
 
 
 class RunMetrics:
@@ -85,8 +86,8 @@ class RunMetrics:
                 continue
             prefix = match[0].removesuffix("success_rate")
             low, high = (self.at(f"{prefix}success_{end}", steps) for end in ("low", "high"))
-            n = self.at(f"{prefix}n", steps)
-            found.append(Validation(match["set"], match["mode"], steps, rate, low, high, n))
+            n, tasks = (self.at(f"{prefix}{name}", steps) for name in ("n", "tasks"))
+            found.append(Validation(match["set"], match["mode"], steps, rate, low, high, n, tasks))
         return found
 
     def phase_seconds(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:

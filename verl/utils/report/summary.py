@@ -55,6 +55,8 @@ def _rate(v: Validation, i: int) -> str:
     if np.isfinite(v.low[i]) and np.isfinite(v.high[i]):
         text += f" [{100 * v.low[i]:.1f}, {100 * v.high[i]:.1f}]"
     episodes = f"n {v.n[i]:.0f}, " if np.isfinite(v.n[i]) else ""
+    if np.isfinite(v.tasks[i]) and v.tasks[i] != v.n[i]:
+        episodes = f"n {v.n[i]:.0f} of {v.tasks[i]:.0f} tasks, "
     return f"{text} ({episodes}step {v.steps[i]})"
 
 
