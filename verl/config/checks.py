@@ -11,10 +11,9 @@ from verl.algorithms.policy_losses import find_policy_loss, own_reduction
 from verl.config.algorithm import AlgorithmConfig
 from verl.config.entropy_control import check_entropy_control
 from verl.config.fields import check_fields
+from verl.config.optim import check_optim
 from verl.config.root import PPOConfig
 from verl.utils.errors import UserError
-from verl.utils.importing import resolve_choice
-from verl.utils.lr_schedules import SCHEDULES
 from verl.utils.tracking import tracker_class
 
 ACTOR = "actor_rollout_ref.actor"
@@ -38,8 +37,8 @@ def check_values(config: PPOConfig) -> None:
         UserError: the first problem found.
     """
     check_fields(config)
-    for key in (f"{ACTOR}.optim.warmup_style", "critic.optim.warmup_style"):
-        resolve_choice(key, attrgetter(key)(config), SCHEDULES)
+    for key in (f"{ACTOR}.optim", "critic.optim"):
+        check_optim(key, attrgetter(key)(config))
     for problem in _disagreements(config):
         raise UserError(problem)
     check_entropy_control(config)

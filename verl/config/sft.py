@@ -8,11 +8,9 @@ from omegaconf import MISSING
 
 from verl.config.fields import check_fields, setting
 from verl.config.model import FSDPConfig, MicroBatchConfig, ModelConfig
-from verl.config.optim import OptimConfig
+from verl.config.optim import OptimConfig, check_optim
 from verl.config.trainer import RayConfig, SessionConfig
 from verl.utils.errors import UserError
-from verl.utils.importing import resolve_choice
-from verl.utils.lr_schedules import SCHEDULES
 from verl.utils.tracking import tracker_class
 
 
@@ -84,7 +82,7 @@ def last_epoch(run: SFTRunConfig) -> int:
 def check_sft_config(config: SFTConfig) -> None:
     """Raises UserError on a value that no run could use."""
     check_fields(config)
-    resolve_choice("optim.warmup_style", config.optim.warmup_style, SCHEDULES)
+    check_optim("optim", config.optim)
     for name in config.trainer.logger:
         tracker_class(name)
     if config.model.init == "random" and config.model.lora_rank > 0:

@@ -1,5 +1,6 @@
 """Learning-rate schedules: the factor of the optimiser's rate in a training step.
 
+Steps are those in which the model is trained, 0-based; `total_steps` is how many there will be.
 One of the user's own has this signature as well; `config` is the optimiser's (`OptimConfig`).
 """
 
@@ -20,17 +21,17 @@ class ScheduleSettings(Protocol):
 
 
 def constant(step: int, *, warmup_steps: int, total_steps: int, config: ScheduleSettings) -> float:
-    """Linear warm-up from 0 to 1, then 1. `step` is 0-based."""
-    return step / warmup_steps if step < warmup_steps else 1.0
+    """Linear warm-up, then 1: the first step after the warm-up is the first one at 1."""
+    return min(1.0, (step + 1) / (warmup_steps + 1))  # above 0: a step at 0 would learn nothing
 
 
 def cosine(step: int, *, warmup_steps: int, total_steps: int, config: ScheduleSettings) -> float:
-    """Linear warm-up, then a cosine down to `min_lr_ratio`, which is held.
+    """Linear warm-up, then a cosine towards `min_lr_ratio`.
 
-    `num_cycles` 0.5 is half a wave: 1 right after the warm-up, `min_lr_ratio` at the last step.
+    `num_cycles` 0.5 is half a wave: 1 right after the warm-up, `min_lr_ratio` after the last step.
     """
     if step < warmup_steps:
-        return step / warmup_steps
+        return constant(step, warmup_steps=warmup_steps, total_steps=total_steps, config=config)
     progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
     wave = 0.5 * (1.0 + math.cos(2.0 * math.pi * config.num_cycles * progress))
     return config.min_lr_ratio + (1.0 - config.min_lr_ratio) * wave

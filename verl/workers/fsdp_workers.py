@@ -78,8 +78,8 @@ class PolicyWorker(TrainingWorker):
         self._packed = packs_rows(config.model, runtime.device)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def init_model(self, total_training_steps: int) -> None:
-        """Build policy, optimiser and reference.
+    def init_model(self, total_steps: int) -> None:
+        """Build policy, optimiser and reference. `total_steps`: those that train the policy.
 
         Raises:
             UserError: the model is missing, or a setting of the actor is unknown.
@@ -87,7 +87,7 @@ class PolicyWorker(TrainingWorker):
         actor, model = self._config.actor, self._config.model
         load = partial(load_causal_lm, model)
         self._sharded = ShardedModel(
-            load, actor.fsdp_config, self._runtime, actor.optim, total_training_steps
+            load, actor.fsdp_config, self._runtime, actor.optim, total_steps
         )
         self._reference = None
         if self._plan.has_reference and model.lora_rank > 0:
@@ -176,7 +176,7 @@ class CriticWorker(TrainingWorker):
         self._runtime = runtime
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def init_model(self, total_training_steps: int) -> None:
+    def init_model(self, total_steps: int) -> None:
         """Build the value model on the policy's trunk. Raises UserError when it is missing."""
         config = self._config
         self._sharded = ShardedModel(
@@ -184,7 +184,7 @@ class CriticWorker(TrainingWorker):
             config.model.fsdp_config,
             self._runtime,
             config.optim,
-            total_training_steps,
+            total_steps,
         )
         packed = packs_rows(config.model, self._runtime.device)
         self._critic = DataParallelPPOCritic(config, self._sharded, packed=packed)

@@ -96,7 +96,7 @@ class ShardedModel:
 
         Args:
             load_model: called with (dtype, device=, empty=), as `load_causal_lm` after its config.
-            total_steps: training steps that the schedule plans for.
+            total_steps: training steps of this model, for which its schedule plans.
         """
         init_distributed(runtime)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()

@@ -82,6 +82,10 @@ def test_a_token_limit_holds_the_longest_row(switch, limit):
         ),
         (["actor_rollout_ref.actor.policy_loss.loss_mode=no.such:thing"], "cannot load"),
         (["critic.optim.warmup_style=linear"], "warmup_style=linear is unknown; available: cons"),
+        (
+            ["critic.optim.warmup_style=cosine", "critic.optim.num_cycles=1"],
+            "critic.optim.num_cycles=1.0 .* a step at 0 learns nothing; set .*min_lr_ratio above 0",
+        ),
         (["actor_rollout_ref.actor.policy_loss.loss_mode=x"], "loss_mode=x is unknown.*vanilla"),
         # 2048 + 512 = 2560
         (["actor_rollout_ref.rollout.max_model_len=2000"], "max_model_len=2000 .*2560"),

@@ -10,6 +10,7 @@ from verl.config.machine import Machine, check_machine
 from verl.config.plan import make_plan
 from verl.single_controller.ray.base import RayResourcePool
 from verl.single_controller.ray.resource_pool import Place
+from verl.trainer.ppo import cluster
 from verl.trainer.ppo.placement import engine_pool, rollout_placements, trainer_pool
 from verl.utils.errors import UserError
 
@@ -166,3 +167,26 @@ def test_engines_without_a_place_are_refused(asked, message, with_vllm):
 )
 def test_what_fits_passes(asked, with_vllm):
     assert check_machine(asked, make_plan(asked), ROOMY) is None
+
+
+def test_each_schedule_is_planned_over_the_steps_that_train_its_model(monkeypatch):
+    planned = {}
+
+    class Group:
+        """Stands for the workers of a role."""
+
+        def __init__(self, role=None, **_):
+            self.role = role
+
+        def spawn(self, prefix_set):
+            return {role: Group(role) for role in prefix_set}
+
+        def init_model(self, total_steps):
+            planned[self.role] = total_steps
+
+    monkeypatch.setattr(cluster, "RayWorkerGroup", Group)
+    monkeypatch.setattr(cluster, "create_colocated_worker_cls", lambda class_dict: None)
+    asked = config(1, 1, 1, None, "colocated", "algo=ppo", "trainer.critic_warmup=4")
+    cluster.start_trainers(asked, make_plan(asked), trainer_pool(asked, make_plan(asked)), None, 10)
+    # 10 steps, in the first 4 of which only the critic is trained
+    assert planned == {"actor": 6, "critic": 10}

@@ -60,11 +60,11 @@ def test_a_resumed_run_follows_the_present_learning_rate(tiny_model_path, single
     changed = OptimConfig(lr=3e-3, lr_warmup_steps=3)
     other = make_engine(tiny_model_path, single_rank, optim=changed)
     other.load_checkpoint(tmp_path / "checkpoint")
-    # one training step is done: the warm-up goes on at 1/3 and 2/3 of the new rate
+    # one training step is done: the warm-up goes on at 2/4 and 3/4 of the new rate
     (group,) = other.optimizer.param_groups
-    assert group["lr"] == pytest.approx(1e-3)
+    assert group["lr"] == pytest.approx(1.5e-3)
     rates = [step(other, seed)[2] for seed in (1, 2, 3)]
-    assert rates == pytest.approx([1e-3, 2e-3, 3e-3])
+    assert rates == pytest.approx([1.5e-3, 2.25e-3, 3e-3])
 
 
 def test_a_checkpoint_of_another_model_is_refused_in_a_sentence(
@@ -88,7 +88,7 @@ def test_saving_changes_nothing(tiny_model_path, single_rank, tmp_path):
 def test_the_schedule_counts_training_steps(tiny_model_path, single_rank):
     engine = make_engine(tiny_model_path, single_rank)
     rates = [step(engine, seed)[2] for seed in range(5)]
-    assert rates == pytest.approx([0.0, 1e-2 / 3, 2e-2 / 3, 1e-2, 1e-2])
+    assert rates == pytest.approx([1e-2 / 4, 2e-2 / 4, 3e-2 / 4, 1e-2, 1e-2])
 
 
 def test_a_tied_weight_is_gathered_once(tiny_model_path, single_rank):

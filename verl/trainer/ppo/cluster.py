@@ -74,7 +74,10 @@ def start_trainers(
     regularizer: EntropyRegularizer | None,
     total_steps: int,
 ) -> dict[str, RayWorkerGroup]:
-    """`actor` and, where needed, `critic`: they share one process a rank."""
+    """`actor` and, where needed, `critic`: they share one process a rank.
+
+    A schedule is planned over the steps in which its model is trained.
+    """
     runtime = WorkerRuntime(plan.device, config.trainer.seed, config.trainer.cpu_threads_per_worker)
     classes = {
         "actor": RayClassWithInitArgs(
@@ -94,8 +97,9 @@ def start_trainers(
         worker_env=worker_environment(config.trainer.cpu_threads_per_worker),
     )
     trainers = group.spawn(prefix_set=classes.keys())
-    for workers in trainers.values():
-        workers.init_model(total_steps)
+    steps = {"actor": total_steps - config.trainer.critic_warmup, "critic": total_steps}
+    for role, workers in trainers.items():
+        workers.init_model(steps[role])
     return trainers
 
 
