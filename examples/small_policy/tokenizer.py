@@ -22,6 +22,7 @@ from tokenizers.pre_tokenizers import Split
 from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from agent_system.environments.env_package.sciworld.rename import ANIMALS, BOX_COLOURS, ROOMS
+from verl.utils.json_lines import lines_of
 
 PAD, UNKNOWN, USER, ASSISTANT, END = "<pad>", "<unk>", "<|user|>", "<|assistant|>", "<|end|>"
 SPECIAL = (PAD, UNKNOWN, USER, ASSISTANT, END)
@@ -96,7 +97,7 @@ def main() -> None:
     parser.add_argument("--demonstrations", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True, help="the folder to write")
     arguments = parser.parse_args()
-    lines = arguments.demonstrations.read_text(encoding="utf-8").splitlines()
+    lines = lines_of(arguments.demonstrations.read_text(encoding="utf-8"))
     messages = (message for line in lines for message in json.loads(line)["messages"])
     texts = [message["content"] for message in messages]
     tokenizer = build_tokenizer([*texts, *ANIMALS, *ROOMS, *BOX_COLOURS])

@@ -1,4 +1,8 @@
-"""Records of a run, one JSON object a line with its `step`; a crash or a resume does no harm."""
+"""JSON lines, and the records of a run in them: a crash or a resume does no harm.
+
+A line ends at a line feed alone. Texts of games and models hold other characters that Python and
+some viewers break lines at (U+2028, U+0085), which JSON leaves as they are.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +24,8 @@ class JsonLinesFile:
         self._file = self._path.open("a", encoding="utf-8")
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Numbers that JSON cannot hold (nan, inf) are written as null."""
-        self._file.write(_to_line(record))
+        """See `to_line`."""
+        self._file.write(to_line(record))
         self._file.flush()
 
     def close(self) -> None:
@@ -33,10 +37,7 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     if not Path(path).is_file():
         return []
     records = []
-    text = Path(path).read_text(encoding="utf-8", errors="replace")
-    for line in text.split(
-        "\n"
-    ):  # not splitlines, which also cuts at characters that JSON leaves in
+    for line in lines_of(Path(path).read_text(encoding="utf-8", errors="replace")):
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
@@ -50,11 +51,19 @@ def drop_records_after(path: str | Path, step: int) -> None:
     """Forget what a resumed run is about to write again. The file is replaced in one move."""
     if Path(path).is_file():
         kept = [record for record in read_records(path) if record["step"] <= step]
-        atomic_write_text(path, "".join(_to_line(record) for record in kept))
+        atomic_write_text(path, "".join(to_line(record) for record in kept))
 
 
-def _to_line(record: Mapping[str, Any]) -> str:
-    return json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n"
+def lines_of(text: str) -> list[str]:
+    """The lines of a JSON lines file, without blank ones."""
+    return [line for line in text.split("\n") if line.strip()]
+
+
+def to_line(record: Mapping[str, Any]) -> str:
+    """With its line feed. What JSON cannot hold (nan, inf) is null, half a surrogate pair is
+    escaped, as UTF-8 cannot hold it."""
+    line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n"
+    return line.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _finite(value: Any) -> Any:

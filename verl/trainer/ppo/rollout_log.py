@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from verl.utils.atomic import atomic_write_text
+from verl.utils.json_lines import to_line
 from verl.workers.interfaces import AgentWorld, Trajectory
 
 
@@ -22,6 +22,6 @@ class RolloutLog:
         records = [self._world.record(trajectory) for trajectory in trajectories]
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            lines = "".join(map(to_line, records))
             atomic_write_text(self._folder / f"{name}.jsonl", lines)
         return records

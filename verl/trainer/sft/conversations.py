@@ -16,6 +16,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from verl.utils.errors import UserError
+from verl.utils.json_lines import lines_of
 
 Messages = list[dict[str, str]]
 ROLES = ("system", "user", "assistant")
@@ -42,9 +43,7 @@ def _read_rows(path: Path) -> list[Any]:
         raise UserError(f"the data file {str(path)!r} does not exist")
     try:
         if path.suffix == ".jsonl":
-            return [
-                json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()
-            ]
+            return [json.loads(line) for line in lines_of(path.read_text("utf-8"))]
         if path.suffix == ".json":
             return json.loads(path.read_text("utf-8"))
     except ValueError as error:
