@@ -58,7 +58,8 @@ class SFTRunConfig(SessionConfig):
         -1, "steps between losses on data.val_files; always measured at the end", least=-1
     )
     export_dir: str = setting(
-        "${trainer.default_local_dir}/model", "where the model ends up, a Hugging Face folder"
+        "${trainer.default_local_dir}/model",
+        "where the model ends up, a Hugging Face folder; an earlier model there is replaced",
     )
 
 

@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -33,6 +34,7 @@ from verl.trainer.session import (
 from verl.trainer.sft.batches import ConversationData
 from verl.trainer.sft.trainer import SFTTrainer
 from verl.trainer.sft.worker import SFTWorker
+from verl.utils.errors import UserError
 from verl.utils.importing import load_object
 from verl.workers.model_loading import load_tokenizer
 from verl.workers.runtime import WorkerRuntime
@@ -63,6 +65,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 @contextmanager
 def sft_run(config: SFTConfig, resolved: dict[str, Any]) -> Iterator[SFTTrainer]:
     """A trainer with its workers up. Data and paths are checked before Ray starts."""
+    check_export_dir(Path(config.trainer.export_dir))
     train, validation = load_data(config)
     run, device = config.trainer, resolve_device(config.trainer.device)
     folder = open_run_folder(run)
@@ -74,6 +77,15 @@ def sft_run(config: SFTConfig, resolved: dict[str, Any]) -> Iterator[SFTTrainer]
     ):
         workers = start_workers(config, device, steps)
         yield SFTTrainer(config, workers, train, validation, tracker)
+
+
+def check_export_dir(folder: Path) -> None:
+    """Raises UserError when the trained model would take the place of something else."""
+    if folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir()):
+        raise UserError(
+            f"trainer.export_dir={folder} is there already and holds no model, and the trained "
+            "model would take its place; name a folder that does not exist yet"
+        )
 
 
 def load_data(config: SFTConfig) -> tuple[ConversationData, ConversationData | None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -20,9 +19,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from verl.config.model import ModelConfig
 from verl.config.shipped import SMALL_POLICY
+from verl.utils.atomic import atomic_directory
 from verl.utils.errors import UserError
 from verl.workers.gguf_conversion import smollm2_folder
 
@@ -129,14 +130,27 @@ def load_value_model(
 
 
 def save_causal_lm(config: ModelConfig, weights: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Write full, merged `weights` with the tokenizer as a Hugging Face folder."""
+    """Write full, merged `weights` with the tokenizer as a Hugging Face folder, whole or not at
+    all. A folder that is there is replaced."""
     dtype = next(iter(weights.values())).dtype
     model = load_causal_lm(replace(config, lora_rank=0), dtype, empty=True)
+    generation = _generation_config(config) or cast(GenerationConfig, model.generation_config)
+    # Written by itself: `save_pretrained` refuses some that every loader takes, such as a
+    # temperature without do_sample.
+    model.generation_config = GenerationConfig()
+    with atomic_directory(folder) as unfinished:
+        model.save_pretrained(unfinished, state_dict=dict(weights))
+        generation.to_json_file(unfinished / GENERATION_CONFIG_NAME)
+        load_tokenizer(config).save_pretrained(unfinished)
+
+
+def _generation_config(config: ModelConfig) -> GenerationConfig | None:
+    """The one beside the model; without one its end tokens are in the model's config."""
     path = resolve_model_path(config.path, config.load_method)
-    with suppress(OSError):  # a folder without one has its end tokens in the model's config
-        model.generation_config = GenerationConfig.from_pretrained(path)
-    model.save_pretrained(folder, state_dict=dict(weights))
-    load_tokenizer(config).save_pretrained(folder)
+    try:
+        return GenerationConfig.from_pretrained(path)
+    except OSError:
+        return None
 
 
 def resolve_attn_implementation(name: str, device: str) -> str:

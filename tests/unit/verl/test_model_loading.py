@@ -170,6 +170,37 @@ def test_saved_weights_come_back_with_tokenizer(tiny_model_path, tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template is not None
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"temperature": 0.9, "top_p": 0.6},  # no do_sample: some loaders take it, some warn
+        {"do_sample": False, "top_k": 5, "num_beams": 1, "length_penalty": 2.0},
+        {"do_sample": True, "temperature": 0.7, "eos_token_id": [1, 3]},
+    ],
+)
+def test_any_generation_config_that_loads_is_saved_as_it_is(tiny_model_path, tmp_path, given):
+    path = copy_of(tiny_model_path, tmp_path / "in")
+    (tmp_path / "in" / "generation_config.json").write_text(json.dumps(given))
+    config = ModelConfig(path=path)
+    weights = load_causal_lm(config, torch.float32).state_dict()
+    save_causal_lm(config, weights, tmp_path / "out")
+    saved = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert {key: value for key, value in saved.items() if key in given} == given
+    assert saved.keys() - given.keys() <= {"transformers_version"}
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+def test_a_model_that_cannot_be_saved_leaves_nothing_behind(tiny_model_path, tmp_path):
+    path = copy_of(tiny_model_path, tmp_path / "in")
+    weights = load_causal_lm(ModelConfig(path=path), torch.float32).state_dict()
+    broken = ModelConfig(path=path, tokenizer_path=str(tmp_path))
+    with pytest.raises(UserError, match="no tokenizer"):
+        save_causal_lm(broken, weights, tmp_path / "out")
+    assert [child.name for child in tmp_path.iterdir()] == ["in"]
+    save_causal_lm(ModelConfig(path=path), weights, tmp_path / "out")  # nothing is in the way
+    save_causal_lm(ModelConfig(path=path), weights, tmp_path / "out")  # nor is the earlier model
+
+
 def test_stop_tokens_of_model_and_tokenizer(tiny_model_path):
     config = ModelConfig(path=tiny_model_path)
     model, tokenizer = load_causal_lm(config, torch.float32), load_tokenizer(config)

@@ -6,7 +6,7 @@ import pytest
 
 from verl.config.compose import compose_sft_config
 from verl.config.sft import SFTConfig, last_epoch
-from verl.trainer.main_sft import load_data, main, parse
+from verl.trainer.main_sft import check_export_dir, load_data, main, parse
 from verl.utils.errors import UserError
 
 NEEDED = ["model.path=m", "data.train_files=[a.jsonl]"]
@@ -93,6 +93,15 @@ def test_a_missing_model_and_a_missing_augmentation_are_refused_before_ray_start
     )
     with pytest.raises(UserError, match=r"cannot load 'no.such.module:f'"):
         load_data(config)
+
+
+def test_the_trained_model_takes_no_other_folders_place(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds no model.*name a folder that does not exist yet"):
+        main([*NEEDED, f"trainer.export_dir={tmp_path}"])
+    (tmp_path / "config.json").write_text("{}")  # a model that an earlier run exported
+    check_export_dir(tmp_path)
+    check_export_dir(tmp_path / "new")
 
 
 def test_the_configuration_can_be_printed(capsys):
