@@ -78,24 +78,35 @@ class RewardConfig:
 class PoolConfig:
     """Environment processes of one rollout worker."""
 
-    slots_per_worker: int = setting(8, "environment processes of each rollout worker", least=1)
-    start_timeout_s: float = setting(120.0, "seconds an environment may take to start", above=0)
-    reset_timeout_s: float = setting(60.0, "seconds a reset may take", above=0)
-    step_timeout_s: float = setting(60.0, "seconds a step may take", above=0)
+    slots_per_worker: int = setting(
+        8, "environment processes of each rollout worker", least=1, harmless=True
+    )
+    start_timeout_s: float = setting(
+        120.0, "seconds an environment may take to start", above=0, harmless=True
+    )
+    reset_timeout_s: float = setting(60.0, "seconds a reset may take", above=0, harmless=True)
+    step_timeout_s: float = setting(60.0, "seconds a step may take", above=0, harmless=True)
     stall_warning_s: float = setting(
-        60.0, "a rollout without progress for so long names what it waits for", above=0
+        60.0,
+        "a rollout without progress for so long names what it waits for",
+        above=0,
+        harmless=True,
     )
     max_consecutive_replacements: int = setting(
-        3, "broken environments are restarted; so many times in a row is an error", least=0
+        3,
+        "broken environments are restarted; so many times in a row is an error",
+        least=0,
+        harmless=True,
     )
     max_memory_mb: int | None = setting(
         None,
         "resident MiB of a slot's processes; above it they are replaced, between two episodes; "
         "null: no limit",
         least=1,
+        harmless=True,
     )
     log_dir: str | None = setting(
-        None, "simulators' stdout and stderr; null: env_logs in the run folder"
+        None, "simulators' stdout and stderr; null: env_logs in the run folder", harmless=True
     )
 
 
@@ -132,5 +143,7 @@ class EnvConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
     train: TaskSetConfig = field(default_factory=TaskSetConfig)
-    val: dict[str, TaskSetConfig] = setting({}, "validation sets by a name of your choice")
+    val: dict[str, TaskSetConfig] = setting(
+        {}, "validation sets by a name of your choice", harmless=True
+    )
     options: dict[str, Any] = setting({}, "the environment's own settings, checked by its package")

@@ -78,7 +78,7 @@ class EPOConfig:
         0, "before it, only the entropy bonus acts; the history is kept all the same", least=0
     )
     entropy_distribution_output_file: str | None = setting(
-        None, "JSON lines: the entropies of each step"
+        None, "JSON lines: the entropies of each step", harmless=True
     )
 
 

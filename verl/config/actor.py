@@ -29,11 +29,11 @@ class ActorConfig:
 
     ppo_mini_batch_size: int = setting(256, "rows an optimiser step", least=1)
     ppo_micro_batch_size_per_gpu: int | None = setting(
-        None, "rows a forward pass; None: the whole share of the rank", least=1
+        None, "rows a forward pass; None: the whole share of the rank", least=1, harmless=True
     )
-    use_dynamic_bsz: bool = setting(False, "cut micro-batches by tokens")
+    use_dynamic_bsz: bool = setting(False, "cut micro-batches by tokens", harmless=True)
     ppo_max_token_len_per_gpu: int = setting(
-        16384, "use_dynamic_bsz: tokens a micro-batch", least=1
+        16384, "use_dynamic_bsz: tokens a micro-batch", least=1, harmless=True
     )
     ppo_epochs: int = setting(1, "passes over a rollout", least=1)
     shuffle: bool = setting(
@@ -78,10 +78,12 @@ class ActorConfig:
 class RefConfig:
     """The frozen reference policy, built only when a KL term needs it."""
 
-    log_prob_micro_batch_size_per_gpu: int | None = setting(None, "rows a forward pass", least=1)
-    log_prob_use_dynamic_bsz: bool = setting(False, "cut by tokens")
+    log_prob_micro_batch_size_per_gpu: int | None = setting(
+        None, "rows a forward pass", least=1, harmless=True
+    )
+    log_prob_use_dynamic_bsz: bool = setting(False, "cut by tokens", harmless=True)
     log_prob_max_token_len_per_gpu: int = setting(
-        16384, "tokens a forward pass, when cut by tokens", least=1
+        16384, "tokens a forward pass, when cut by tokens", least=1, harmless=True
     )
     fsdp_config: FSDPConfig = field(default_factory=FSDPConfig)
 
@@ -90,10 +92,12 @@ class RefConfig:
 class SamplingConfig:
     """How responses are drawn in validation."""
 
-    temperature: float = setting(1.0, "of the softmax; 0 is greedy", least=0)
-    top_p: float = setting(1.0, "nucleus sampling; 1: off", above=0, most=1)
-    top_k: int = setting(-1, "sample among the k likeliest tokens; -1: off", least=-1)
-    do_sample: bool = setting(True, "false: greedy")
+    temperature: float = setting(1.0, "of the softmax; 0 is greedy", least=0, harmless=True)
+    top_p: float = setting(1.0, "nucleus sampling; 1: off", above=0, most=1, harmless=True)
+    top_k: int = setting(
+        -1, "sample among the k likeliest tokens; -1: off", least=-1, harmless=True
+    )
+    do_sample: bool = setting(True, "false: greedy", harmless=True)
 
 
 @dataclass
@@ -110,45 +114,50 @@ class RolloutConfig:
         "colocated",
         "colocated: engines share the trainers' GPUs; disaggregated: they have GPUs of their own",
         choices=("colocated", "disaggregated"),
+        harmless=True,
     )
     workers: int | None = setting(
         None,
         "rollout workers (engine replicas) on the cluster; default: as many as the places for them",
         least=1,
+        harmless=True,
     )
     tensor_model_parallel_size: int = setting(
-        1, "vllm: GPUs (on a CPU: processes) of one replica", least=1
+        1, "vllm: GPUs (on a CPU: processes) of one replica", least=1, harmless=True
     )
     temperature: float = setting(
         1.0, "of sampling in training; losses use the same softmax", least=1e-6
     )
     top_p: float = setting(1.0, "nucleus sampling; 1: off", above=0, most=1)
     top_k: int = setting(-1, "sample among the k likeliest tokens; -1: off", least=-1)
-    max_num_seqs: int = setting(64, "requests that are decoded together", least=1)
+    max_num_seqs: int = setting(64, "requests that are decoded together", least=1, harmless=True)
     max_num_batched_tokens: int | None = setting(
-        None, "vllm: tokens of one engine step; default: vllm's", least=1
+        None, "vllm: tokens of one engine step; default: vllm's", least=1, harmless=True
     )
     max_model_len: int | None = setting(
-        None, "default: max_prompt_length + max_response_length", least=1
+        None, "default: max_prompt_length + max_response_length", least=1, harmless=True
     )
     dtype: str = setting("auto", "auto: bfloat16 on cuda, float32 on cpu", choices=DTYPES)
     gpu_memory_utilization: float = setting(
-        0.5, "vllm on cuda: share of the GPU's memory for an engine", above=0, most=1
+        0.5, "vllm on cuda: share of the GPU's memory for an engine", above=0, most=1, harmless=True
     )
     cpu_kv_cache_gb: float = setting(
-        1.0, "vllm on cpu: gigabytes (2**30) of KV cache of an engine", above=0
+        1.0, "vllm on cpu: gigabytes (2**30) of KV cache of an engine", above=0, harmless=True
     )
     enforce_eager: bool | None = setting(
         None,
         "vllm: no compilation and no CUDA graphs; default: true on cpu, where compiling takes "
         "minutes",
+        harmless=True,
     )
-    enable_chunked_prefill: bool = setting(True, "vllm: long prompts are prefilled beside decoding")
+    enable_chunked_prefill: bool = setting(
+        True, "vllm: long prompts are prefilled beside decoding", harmless=True
+    )
     enable_prefix_caching: bool = setting(
-        True, "vllm: a trajectory's next prompt costs its new tokens only"
+        True, "vllm: a trajectory's next prompt costs its new tokens only", harmless=True
     )
     free_cache_engine: bool = setting(
-        True, "vllm, colocated on cuda: sleep while the trainer trains"
+        True, "vllm, colocated on cuda: sleep while the trainer trains", harmless=True
     )
     weight_sync: str = setting(
         "auto",
@@ -156,19 +165,23 @@ class RolloutConfig:
         "or on one GPU (ipc); auto: on cuda ipc when colocated, else nccl; on cpu and for hf "
         "object_store",
         choices=("auto", "object_store", "nccl", "ipc"),
+        harmless=True,
     )
-    check_weights: bool = setting(False, "compare a checksum of the weights after each sync")
+    check_weights: bool = setting(
+        False, "compare a checksum of the weights after each sync", harmless=True
+    )
     request_timeout_s: float = setting(
         600.0,
         "seconds a request may take; then it is cancelled and its episode ends as truncated",
         above=0,
+        harmless=True,
     )
     log_prob_micro_batch_size_per_gpu: int | None = setting(
-        None, "old log-probs: rows a forward pass", least=1
+        None, "old log-probs: rows a forward pass", least=1, harmless=True
     )
-    log_prob_use_dynamic_bsz: bool = setting(False, "old log-probs: cut by tokens")
+    log_prob_use_dynamic_bsz: bool = setting(False, "old log-probs: cut by tokens", harmless=True)
     log_prob_max_token_len_per_gpu: int = setting(
-        16384, "tokens a forward pass, when cut by tokens", least=1
+        16384, "tokens a forward pass, when cut by tokens", least=1, harmless=True
     )
     val_kwargs: SamplingConfig = field(default_factory=SamplingConfig)
     agent_world: str = setting(

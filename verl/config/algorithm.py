@@ -85,7 +85,7 @@ class DataConfig:
         16, "tasks a step; episodes = train_batch_size * env.rollout.n", least=1
     )
     val_batch_size: int | None = setting(
-        None, "validation episodes handed out at a time; default: all", least=1
+        None, "validation episodes handed out at a time; default: all", least=1, harmless=True
     )
     max_prompt_length: int = setting(
         2048,

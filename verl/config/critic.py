@@ -14,7 +14,10 @@ from verl.config.optim import OptimConfig
 class CriticModelConfig(ModelConfig):
     path: str = setting("${actor_rollout_ref.model.path}", "default: the policy's")
     load_method: str = setting(
-        "${actor_rollout_ref.model.load_method}", "default: the policy's", choices=LOAD_METHODS
+        "${actor_rollout_ref.model.load_method}",
+        "default: the policy's",
+        choices=LOAD_METHODS,
+        harmless=True,
     )
     fsdp_config: FSDPConfig = field(default_factory=FSDPConfig)
 
@@ -27,11 +30,11 @@ class CriticConfig:
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-5))
     ppo_mini_batch_size: int = setting(256, "rows an optimiser step", least=1)
     ppo_micro_batch_size_per_gpu: int | None = setting(
-        None, "rows a forward pass; null: the whole share of the rank", least=1
+        None, "rows a forward pass; null: the whole share of the rank", least=1, harmless=True
     )
-    use_dynamic_bsz: bool = setting(False, "cut micro-batches by tokens")
+    use_dynamic_bsz: bool = setting(False, "cut micro-batches by tokens", harmless=True)
     ppo_max_token_len_per_gpu: int = setting(
-        32768, "use_dynamic_bsz: tokens a micro-batch", least=1
+        32768, "use_dynamic_bsz: tokens a micro-batch", least=1, harmless=True
     )
     ppo_epochs: int = setting(1, "passes over a rollout", least=1)
     shuffle: bool = setting(True, "rows are shuffled before they are cut into mini-batches")

@@ -25,7 +25,8 @@ INTRODUCTION = """# Configuration
 Generated from the dataclasses by `python -m verl.config.docs`; edit those.
 
 Every key can be set on the command line of `python -m verl.trainer.main_ppo`, for example
-`trainer.seed=1`. Presets live in `verl/trainer/config`:
+`trainer.seed=1`. ° marks keys that change nothing of what is learned: a resumed run may have other
+values (`trainer.resume_changed`). Presets live in `verl/trainer/config`:
 
 """
 FLAGS_INTRODUCTION = """
@@ -49,21 +50,23 @@ def page() -> str:
     return start + FLAGS_INTRODUCTION + _flag_rows() + cloning + _sections(sft_keys())
 
 
-def rows(defaults: Any, prefix: str, keys: ConfigKeys) -> Iterator[str]:
+def rows(defaults: Any, prefix: str, keys: ConfigKeys, *, harmless: bool = False) -> Iterator[str]:
     """The lines of a dataclass instance and of those below it, in source order."""
     facts = {entry.name: Facts.of(entry) for entry in fields(defaults)}
     for name, annotation in keys.fields(type(defaults)).items():
         inner, value = dataclass_in(annotation), getattr(defaults, name)
+        free = harmless or facts[name].harmless
         if inner is None:
-            yield _row(f"{prefix}{name}", value, facts[name])
+            yield _row(f"{prefix}{name}", value, facts[name], free)
         elif isinstance(value, dict):
-            yield from rows(inner(), f"{prefix}{name}.<name>.", keys)
+            yield from rows(inner(), f"{prefix}{name}.<name>.", keys, harmless=free)
         else:
-            yield from rows(value, f"{prefix}{name}.", keys)
+            yield from rows(value, f"{prefix}{name}.", keys, harmless=free)
 
 
-def _row(key: str, default: Any, facts: Facts) -> str:
-    return f"| `{key}` | `{_text(default)}` | {_cell(facts.accepted)} | {_cell(facts.doc)} |"
+def _row(key: str, default: Any, facts: Facts, harmless: bool) -> str:
+    meaning = _cell(facts.doc) + (" °" if harmless else "")
+    return f"| `{key}` | `{_text(default)}` | {_cell(facts.accepted)} | {meaning} |"
 
 
 def _preset_list() -> str:

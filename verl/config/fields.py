@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from copy import copy
-from dataclasses import Field, dataclass, field, fields, is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypedDict, TypeVar, Unpack
 
 from verl.utils.errors import UserError
@@ -25,6 +25,7 @@ class Limits(TypedDict, total=False):
     above: float  # as `least`, but not the bound itself
     below: float
     length: int  # entries of a list
+    harmless: bool  # of a key, and of all below it: it changes nothing of what is learned
 
 
 def setting(default: T, doc: str, **limits: Unpack[Limits]) -> T:
@@ -47,6 +48,7 @@ class Facts:
     above: float | None = None
     below: float | None = None
     length: int | None = None
+    harmless: bool = False
 
     @classmethod
     def of(cls, setting: Field[Any]) -> Facts:
@@ -98,17 +100,21 @@ class Facts:
         )
 
 
-def settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Facts]]:
+def settings(
+    config: Any, prefix: str = "", *, harmless: bool = False
+) -> Iterator[tuple[str, Any, Facts]]:
     """Key, value and facts of every setting of a dataclass and of those below it, in order."""
     for entry in fields(config):
         key, value = f"{prefix}{entry.name}", getattr(config, entry.name)
+        facts = Facts.of(entry)
+        facts = replace(facts, harmless=facts.harmless or harmless)
         if is_dataclass(value):
-            yield from settings(value, f"{key}.")
+            yield from settings(value, f"{key}.", harmless=facts.harmless)
         elif isinstance(value, dict) and any(map(is_dataclass, value.values())):
             for name, inner in value.items():
-                yield from settings(inner, f"{key}.{name}.")
+                yield from settings(inner, f"{key}.{name}.", harmless=facts.harmless)
         else:
-            yield key, value, Facts.of(entry)
+            yield key, value, facts
 
 
 def check_fields(config: Any) -> None:

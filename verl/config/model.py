@@ -25,19 +25,23 @@ class ModelConfig:
         "auto",
         "local: `path` must be a folder; huggingface: a hub name; auto: either",
         choices=LOAD_METHODS,
+        harmless=True,
     )
     tokenizer_path: str | None = setting(None, "default: path")
-    trust_remote_code: bool = setting(False, "run Python code that comes with the model")
+    trust_remote_code: bool = setting(
+        False, "run Python code that comes with the model", harmless=True
+    )
     enable_gradient_checkpointing: bool = setting(
-        False, "recompute activations: less memory, more time"
+        False, "recompute activations: less memory, more time", harmless=True
     )
     use_remove_padding: bool = setting(
-        True, "pack with flash-attention, trim to the longest row with sdpa"
+        True, "pack with flash-attention, trim to the longest row with sdpa", harmless=True
     )
     attn_implementation: str = setting(
         "auto",
         "auto: flash_attention_2 when installed and on cuda, else sdpa",
         choices=("auto", "sdpa", "eager", "flash_attention_2"),
+        harmless=True,
     )
     lora_rank: int = setting(0, "0: train all parameters", least=0)
     lora_alpha: int = setting(16, "LoRA's scale is lora_alpha / lora_rank", least=1)
@@ -55,13 +59,15 @@ class FSDPConfig:
         choices=DTYPES,
     )
     param_offload: bool = setting(
-        False, "cuda: parameters, gradients and optimiser live on the CPU"
+        False, "cuda: parameters, gradients and optimiser live on the CPU", harmless=True
     )
     optimizer_offload: bool = setting(
-        False, "cuda: keep the optimiser's state on the CPU between updates"
+        False, "cuda: keep the optimiser's state on the CPU between updates", harmless=True
     )
     reshard_after_forward: bool = setting(
-        True, "free gathered parameters after the forward pass: less memory, more traffic"
+        True,
+        "free gathered parameters after the forward pass: less memory, more traffic",
+        harmless=True,
     )
 
 
@@ -69,9 +75,13 @@ class FSDPConfig:
 class MicroBatchConfig:
     """How a mini-batch is cut for one forward pass. Never changes the loss or the gradients."""
 
-    micro_batch_size_per_gpu: int | None = setting(None, "rows a forward pass", least=1)
-    use_dynamic_bsz: bool = setting(False, "cut by tokens instead of rows")
-    max_token_len_per_gpu: int = setting(16384, "tokens, when cut by tokens", least=1)
+    micro_batch_size_per_gpu: int | None = setting(
+        None, "rows a forward pass", least=1, harmless=True
+    )
+    use_dynamic_bsz: bool = setting(False, "cut by tokens instead of rows", harmless=True)
+    max_token_len_per_gpu: int = setting(
+        16384, "tokens, when cut by tokens", least=1, harmless=True
+    )
 
 
 def resolve_dtype(name: str, auto: torch.dtype) -> torch.dtype:

@@ -1,20 +1,25 @@
-"""The configuration that a run wrote to its folder, read back with overrides."""
+"""The configuration that a run wrote to its folder: read back, and compared with another."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from verl.config.compose import compose_config, ppo_keys
+from verl.config.compose import compose_config, compose_sft_config, ppo_keys, sft_keys
+from verl.config.fields import settings
 from verl.config.keys import ConfigKeys
 from verl.config.root import PPOConfig
+from verl.config.sft import SFTConfig
 from verl.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+NOT_SET = "(not set)"
 
 
 def load_saved(path: Path, overrides: list[str]) -> tuple[DictConfig, PPOConfig]:
@@ -23,25 +28,81 @@ def load_saved(path: Path, overrides: list[str]) -> tuple[DictConfig, PPOConfig]
     Raises:
         UserError: the file is missing, or holds or is given a key or value that does not fit.
     """
-    if not path.is_file():
-        raise UserError(f"{path} is missing; keep a checkpoint in the folder of the run it is from")
-    saved = OmegaConf.load(path)
-    _leave_out_what_is_gone(saved, path, ppo_keys())
     config, _ = compose_config(["actor_rollout_ref.model.path=saved"])  # a stand-in, replaced below
     # Free-form keys: the saved ones replace the preset's, and overrides may add to them.
     for key in ("env.val", "env.options", "algorithm.entropy_control.options"):
         OmegaConf.update(config, key, {}, merge=False)
         OmegaConf.set_struct(OmegaConf.select(config, key), False)
+    merged, typed = _merged(config, path, overrides, ppo_keys())
+    assert isinstance(typed, PPOConfig)
+    return merged, typed
+
+
+def load_saved_sft(path: Path) -> SFTConfig:
+    """The same of a run of main_sft, as it is."""
+    config, _ = compose_sft_config(["model.path=saved", "data.train_files=[saved]"])
+    _, typed = _merged(config, path, [], sft_keys())
+    assert isinstance(typed, SFTConfig)
+    return typed
+
+
+def _merged(
+    config: DictConfig, path: Path, overrides: list[str], keys: ConfigKeys
+) -> tuple[DictConfig, Any]:
+    if not path.is_file():
+        raise UserError(f"{path} is missing; keep a checkpoint in the folder of the run it is from")
+    saved = OmegaConf.load(path)
+    _leave_out_what_is_gone(saved, path, keys)
     try:
-        config = OmegaConf.merge(config, saved, OmegaConf.from_dotlist(overrides))
-        typed = OmegaConf.to_object(config)
+        merged = OmegaConf.merge(config, saved, OmegaConf.from_dotlist(overrides))
+        typed = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise UserError(
             f"{str(error).splitlines()[0]} ({path} with {' '.join(overrides) or 'no overrides'}); "
             "the keys are listed in docs/configuration.md"
         ) from error
-    assert isinstance(typed, PPOConfig) and isinstance(config, DictConfig)
-    return config, typed
+    assert isinstance(merged, DictConfig)
+    return merged, typed
+
+
+class Change(NamedTuple):
+    """A key that has another value. `harmless`: it changes nothing of what is learned."""
+
+    key: str
+    before: Any
+    after: Any
+    harmless: bool
+
+    def __str__(self) -> str:
+        return f"{self.key}={self.before} -> {self.after}"
+
+
+def changes_between(before: Any, after: Any) -> list[Change]:
+    """What two typed configurations differ in; entries of free-form keys one by one."""
+    old, new = _entries(before), _entries(after)
+    unset = (NOT_SET, False)
+    found = []
+    for key in old | new:
+        (was, harmless), (is_now, harmless_now) = old.get(key, unset), new.get(key, unset)
+        if was != is_now:
+            found.append(Change(key, was, is_now, harmless or harmless_now))
+    return found
+
+
+def _entries(config: Any) -> dict[str, tuple[Any, bool]]:
+    return {
+        name: (leaf, facts.harmless)
+        for key, value, facts in settings(config)
+        for name, leaf in _leaves(key, value)
+    }
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _leaves(f"{key}.{name}", inner)
+    else:
+        yield key, value
 
 
 def _leave_out_what_is_gone(saved: Any, path: Path, keys: ConfigKeys, prefix: str = "") -> None:

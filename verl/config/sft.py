@@ -28,7 +28,7 @@ class SFTDataConfig:
     """Conversations: a file of rows (jsonl, json or parquet), each with a list of messages."""
 
     train_files: list[str] = setting(MISSING, "what is learned from")
-    val_files: list[str] = setting([], "what the loss is measured on")
+    val_files: list[str] = setting([], "what the loss is measured on", harmless=True)
     messages_key: str = setting("messages", 'the column with [{"role": .., "content": ..}, ..]')
     prompt_weight: float = setting(
         0.0, "loss weight of tokens outside the replies, which weigh 1", least=0
@@ -52,14 +52,20 @@ class SFTDataConfig:
 @dataclass
 class SFTRunConfig(SessionConfig):
     total_epochs: int = setting(3, "the learning-rate schedule is planned over these", least=1)
-    stop_after_epochs: int | None = setting(None, "stop earlier than planned", least=1)
-    project_name: str = setting("sft", "folder and tracker project")
+    stop_after_epochs: int | None = setting(
+        None, "stop earlier than planned", least=1, harmless=True
+    )
+    project_name: str = setting("sft", "folder and tracker project", harmless=True)
     test_freq: int = setting(
-        -1, "steps between losses on data.val_files; always measured at the end", least=-1
+        -1,
+        "steps between losses on data.val_files; always measured at the end",
+        least=-1,
+        harmless=True,
     )
     export_dir: str = setting(
         "${trainer.default_local_dir}/model",
         "where the model ends up, a Hugging Face folder; an earlier model there is replaced",
+        harmless=True,
     )
 
 

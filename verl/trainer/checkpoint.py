@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from verl.config.saved import Change, changes_between
 from verl.config.trainer import SessionConfig
 from verl.utils.atomic import atomic_directory, find_latest, prune, write_latest
 from verl.utils.errors import UserError
@@ -20,6 +21,7 @@ from verl.utils.errors import UserError
 logger = logging.getLogger(__name__)
 
 DRIVER_FILE = "driver.pt"
+CONFIG_FILE = "config.yaml"  # of the run folder
 
 
 class CheckpointStore:
@@ -49,6 +51,36 @@ class CheckpointStore:
         if self._config.resume_mode == "resume_path":
             return checked_checkpoint(self._config.resume_from_path)
         return find_latest(self.root)
+
+
+def changes_on_resume(
+    run: SessionConfig, checkpoint: Path, before: Any, after: Any
+) -> list[Change]:
+    """What `after` changes of the configuration `before` with which `checkpoint` was trained.
+
+    Raises:
+        UserError: the run goes on in its own folder, a change is one of what is learned, and
+            `trainer.resume_changed` does not accept it.
+    """
+    changes = changes_between(before, after)
+    learned = [str(change) for change in changes if not change.harmless]
+    own = checkpoint.parent == Path(run.default_local_dir).absolute()
+    if learned and own and run.resume_changed == "refuse":
+        raise UserError(
+            f"this run would go on from {checkpoint} with other settings of what is learned: "
+            f"{', '.join(learned)}; keep the old values, choose another trainer.experiment_name, "
+            "or set trainer.resume_changed=accept"
+        )
+    return changes
+
+
+def tell_changes(changes: list[Change]) -> None:
+    """On the console and in `run.log`."""
+    for harmless, level in ((False, logging.WARNING), (True, logging.INFO)):
+        told = ", ".join(str(change) for change in changes if change.harmless == harmless)
+        what = "settings" if harmless else "settings of what is learned"
+        if told:
+            logger.log(level, "resuming with other %s: %s", what, told)
 
 
 def checked_checkpoint(path: str | None) -> Path:

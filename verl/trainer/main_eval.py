@@ -11,7 +11,7 @@ from pathlib import Path
 
 from verl.config.compose import plain
 from verl.config.saved import load_saved
-from verl.trainer.checkpoint import checked_checkpoint
+from verl.trainer.checkpoint import CONFIG_FILE, checked_checkpoint
 from verl.trainer.cli import run_cli
 from verl.trainer.run import training_run
 from verl.utils.atomic import atomic_write_json
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> None:
     checkpoint, overrides = split_checkpoint(arguments)
     output = checkpoint.parent / f"eval_{checkpoint.name}"
     composed, config = load_saved(
-        checkpoint.parent / "config.yaml",
+        checkpoint.parent / CONFIG_FILE,
         [
             "trainer.val_only=true",
             "trainer.resume_mode=resume_path",

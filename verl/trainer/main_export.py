@@ -10,6 +10,7 @@ from pathlib import Path
 
 from verl.config.plan import make_plan
 from verl.config.saved import load_saved
+from verl.trainer.checkpoint import CONFIG_FILE
 from verl.trainer.cli import run_cli
 from verl.trainer.main_eval import split_checkpoint
 from verl.trainer.ppo.cluster import start_trainers
@@ -31,7 +32,7 @@ def main(arguments: list[str]) -> None:
     # no engine is built, so this machine need not be able to send weights to one
     overrides = ["trainer.val_only=true", "actor_rollout_ref.rollout.weight_sync=auto"]
     overrides += [a for a in rest if not a.startswith("output=")]
-    _, config = load_saved(checkpoint.parent / "config.yaml", overrides)
+    _, config = load_saved(checkpoint.parent / CONFIG_FILE, overrides)
     plan = make_plan(config)
     pool, steps = trainer_pool(config, plan), total_training_steps(config)
     with ray_cluster(config.ray_kwargs.ray_init, pool.world_size + 1):

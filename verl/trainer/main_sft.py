@@ -17,11 +17,18 @@ from omegaconf import OmegaConf
 
 from verl.config.compose import compose_sft_config, plain
 from verl.config.plan import resolve_device
+from verl.config.saved import load_saved_sft
 from verl.config.sft import SFTConfig
 from verl.single_controller.ray.base import (
     RayClassWithInitArgs,
     RayResourcePool,
     RayWorkerGroup,
+)
+from verl.trainer.checkpoint import (
+    CONFIG_FILE,
+    CheckpointStore,
+    changes_on_resume,
+    tell_changes,
 )
 from verl.trainer.cli import run_cli
 from verl.trainer.session import (
@@ -65,10 +72,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 @contextmanager
 def sft_run(config: SFTConfig, resolved: dict[str, Any]) -> Iterator[SFTTrainer]:
     """A trainer with its workers up. Data and paths are checked before Ray starts."""
-    check_export_dir(Path(config.trainer.export_dir))
-    train, validation = load_data(config)
     run, device = config.trainer, resolve_device(config.trainer.device)
+    check_export_dir(Path(run.export_dir))
+    changes = []
+    if (checkpoint := CheckpointStore(run).find()) is not None:
+        before = load_saved_sft(checkpoint.parent / CONFIG_FILE)
+        changes = changes_on_resume(run, checkpoint, before, config)
+    train, validation = load_data(config)
     folder = open_run_folder(run)
+    tell_changes(changes)
     environment = record_run(folder, resolved, {"device": device})
     ranks, steps = run.nnodes * run.n_gpus_per_node, run.total_epochs * train.batches_per_epoch
     with (

@@ -12,7 +12,14 @@ from verl.config.entropy_control import build_plugin
 from verl.config.machine import check_machine
 from verl.config.plan import RunPlan, make_plan
 from verl.config.root import PPOConfig
-from verl.trainer.checkpoint import CheckpointStore, check_has_critic
+from verl.config.saved import load_saved
+from verl.trainer.checkpoint import (
+    CONFIG_FILE,
+    CheckpointStore,
+    changes_on_resume,
+    check_has_critic,
+    tell_changes,
+)
 from verl.trainer.ppo.cluster import process_count, start_workers
 from verl.trainer.ppo.ray_trainer import RayPPOTrainer, total_training_steps
 from verl.trainer.session import open_run_folder, open_tracker, ray_cluster, record_run
@@ -42,9 +49,14 @@ def training_run(config: PPOConfig, resolved: dict[str, Any]) -> Iterator[RayPPO
     world.check()
     plugin = build_plugin(config)
     checkpoint = CheckpointStore(run).find()
-    if checkpoint is not None and plan.has_critic:
-        check_has_critic(checkpoint)
+    changes = []
+    if checkpoint is not None:
+        before = load_saved(checkpoint.parent / CONFIG_FILE, [])[1]
+        changes = changes_on_resume(run, checkpoint, before, config)
+        if plan.has_critic:
+            check_has_critic(checkpoint)
     folder = open_run_folder(run)
+    tell_changes(changes)
     environment = record_run(folder, resolved, run_facts(plan, world))
     logger.info(
         "run folder %s; on %s: %d training and %d rollout workers with %d environments each",

@@ -3,6 +3,7 @@ trackers that go on where a resumed run left off."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import platform
@@ -11,6 +12,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,8 @@ import ray
 import yaml
 
 from verl.config.trainer import RayInitConfig, SessionConfig
-from verl.trainer.checkpoint import CheckpointStore, load_driver_state
-from verl.utils.atomic import atomic_write_json, atomic_write_text
+from verl.trainer.checkpoint import CONFIG_FILE, CheckpointStore, load_driver_state
+from verl.utils.atomic import atomic_write_text
 from verl.utils.errors import UserError
 from verl.utils.logging import setup_logging
 from verl.utils.tracking import Tracking
@@ -53,6 +55,8 @@ def open_run_folder(run: SessionConfig) -> Path:
 def record_run(folder: Path, resolved: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     """Write `config.yaml` and `environment.json`: what is run, with which versions.
 
+    What an earlier start of the run wrote is kept beside them: `config.1.yaml`, `config.2.yaml`, ..
+
     Args:
         resolved: the configuration as plain data.
         facts: what else the run is made of, as JSON.
@@ -60,7 +64,7 @@ def record_run(folder: Path, resolved: dict[str, Any], facts: dict[str, Any]) ->
     Returns:
         The content of the latter.
     """
-    atomic_write_text(folder / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
+    _write_keeping(folder / CONFIG_FILE, yaml.safe_dump(resolved, sort_keys=False))
     environment = {
         "git_commit": git_commit(),
         "python": platform.python_version(),
@@ -68,8 +72,16 @@ def record_run(folder: Path, resolved: dict[str, Any], facts: dict[str, Any]) ->
         "packages": installed_versions(),
         **facts,
     }
-    atomic_write_json(folder / "environment.json", environment)
+    _write_keeping(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
     return environment
+
+
+def _write_keeping(path: Path, text: str) -> None:
+    """Replace the file; an earlier one that differs gets the next free number."""
+    if path.is_file() and (earlier := path.read_text(encoding="utf-8")) != text:
+        names = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in count(1))
+        atomic_write_text(next(name for name in names if not name.exists()), earlier)
+    atomic_write_text(path, text)
 
 
 @contextmanager

@@ -3,8 +3,8 @@
 import pytest
 from omegaconf import OmegaConf
 
-from verl.config.compose import compose_config
-from verl.config.saved import load_saved
+from verl.config.compose import compose_config, compose_sft_config
+from verl.config.saved import Change, changes_between, load_saved, load_saved_sft
 from verl.utils.errors import UserError
 
 
@@ -49,3 +49,51 @@ def test_what_does_not_fit_is_refused(saved, override):
 def test_a_checkpoint_without_its_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="keep a checkpoint in the folder of the run"):
         load_saved(tmp_path / "config.yaml", [])
+
+
+def changes(*overrides):
+    before, after = (
+        compose_config([], "quickstart")[1],
+        compose_config([*overrides], "quickstart")[1],
+    )
+    return changes_between(before, after)
+
+
+def test_a_configuration_does_not_differ_from_itself_written_and_read(saved):
+    path, config = saved
+    assert changes_between(load_saved(path, [])[1], config) == []
+
+
+def test_changes_are_told_apart_by_whether_they_change_what_is_learned():
+    before = compose_config([], "quickstart")[1]
+    lr, n = before.actor_rollout_ref.actor.optim.lr, before.env.rollout.n
+    assert changes(
+        "actor_rollout_ref.actor.optim.lr=0.5", "env.rollout.n=3", "trainer.save_freq=99"
+    ) == [
+        Change("actor_rollout_ref.actor.optim.lr", lr, 0.5, False),
+        Change("trainer.save_freq", before.trainer.save_freq, 99, True),
+        Change("env.rollout.n", n, 3, False),
+    ]
+
+
+def test_a_harmless_key_makes_all_below_it_harmless():
+    found = changes("env.val.more.name=L0_test", "env.val.held_out.max_tasks=5")
+    assert {change.key for change in found} >= {"env.val.more.name", "env.val.held_out.max_tasks"}
+    assert all(change.harmless for change in found)
+    (train,) = changes("env.train.max_tasks=5")  # of the same dataclass
+    assert not train.harmless
+
+
+def test_entries_of_free_form_keys_are_compared_one_by_one():
+    (gone_or_new,) = changes("env.options.gold_path=true")
+    assert str(gone_or_new) == "env.options.gold_path=(not set) -> True"
+    assert not gone_or_new.harmless  # an environment's options are not known here
+
+
+def test_a_cloning_run_is_read_back_too(tmp_path):
+    composed, config = compose_sft_config(["model.path=m", "data.train_files=[a.jsonl]"])
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(composed))
+    assert load_saved_sft(tmp_path / "config.yaml") == config
+    changed = compose_sft_config(["model.path=m", "data.train_files=[b.jsonl]"])[1]
+    (files,) = changes_between(config, changed)
+    assert str(files) == "data.train_files=['a.jsonl'] -> ['b.jsonl']" and not files.harmless
