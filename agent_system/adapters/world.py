@@ -9,6 +9,7 @@ from typing import Any
 from agent_system.adapters.rollout_worker import RolloutWorker
 from agent_system.adapters.rows import episode_metrics, to_data_proto, trajectory_record
 from agent_system.adapters.setup import check_environment, load_tasks
+from agent_system.environments.registry import bind_env
 from agent_system.environments.task_files import count_overlap, describe_tasks, task_list_hash
 from agent_system.environments.tasks import TaskSampler
 from agent_system.types import Episode, SamplingParams, Task, Trajectory
@@ -61,10 +62,11 @@ class World(AgentWorld[Trajectory]):
 
     def task_lists(self) -> dict[str, Any]:
         env, train = self._config.env, self._train_tasks
+        content = bind_env(env).content
         validation = {}
         for name, config in env.val.items():
             tasks = load_tasks(self._config, name)
-            in_training = {"in_training": count_overlap(train, tasks)}
+            in_training = {"in_training": count_overlap(train, tasks, content)}
             validation[name] = describe_tasks(config, tasks) | in_training
         weights = {"weights": env.task_weights}
         return {

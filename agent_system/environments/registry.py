@@ -61,6 +61,8 @@ class EnvPackage(Generic[Options]):
     `prompts`: builds the `PromptBuilder` from the options and the action format.
     `task_sets`: resolves a task list, from the options and what is asked of it.
     `check`: raises ValueError with the remedy when the environment cannot run here.
+    `content`: what is played in a task, as a key: equal for tasks that are one game under two
+    seeds. By it validation tasks are found in training; None where the options say all.
     """
 
     name: str
@@ -69,6 +71,7 @@ class EnvPackage(Generic[Options]):
     prompts: Callable[[Options, ActionFormatConfig], PromptBuilder]
     task_sets: Callable[[Options, TaskSetConfig], list[Task]]
     check: Callable[[], None]
+    content: Callable[[Options, Task], str | None] | None = None
 
     def bind(self, values: Mapping[str, Any]) -> BoundEnv[Options]:
         """The environment with the settings `values`. Raises ValueError on a bad key or value."""
@@ -103,6 +106,10 @@ class BoundEnv(Generic[Options]):
     def tasks(self, task_set: TaskSetConfig) -> list[Task]:
         """Raises ValueError on an unknown list or task type."""
         return self.package.task_sets(self.options, task_set)
+
+    def content(self, task: Task) -> str | None:
+        """What is played in it, as a key; None where its options are all there is to know."""
+        return self.package.content(self.options, task) if self.package.content else None
 
     def open(self) -> TextEnv:
         """An instance in this process. A pool has each in a process of its own."""

@@ -29,8 +29,9 @@ class SeedTasks:
     "test:50" has the first 50 seeds of the fold for each task name, "train:900-1000" its seeds from
     number 900 up to, not including, number 1,000.
 
-    The folds share no seed. The seed is in the task's options, because training gives `Task.seed`
-    a new value at every draw.
+    The folds share no seed, and by `content` no game: of "dev" and "test" only those seeds count
+    whose game is in no fold before and under no seed before. The seed is in the task's options,
+    because training gives `Task.seed` a new value at every draw.
     """
 
     def __init__(
@@ -39,26 +40,51 @@ class SeedTasks:
         names: Sequence[str],
         *,
         environment: str | None = None,
+        content: Callable[[Any, Task], str | None] | None = None,
     ) -> None:
         """`make_task`: task name, fold, seed -> the task. `names`: the environment's task names.
 
-        `environment`: what a list in a file has to be for.
+        `environment`: what a list in a file has to be for. `content`: as in `EnvPackage`.
         """
         self._make_task = make_task
         self._names = names
         self._environment = environment
+        self._content = content
 
     def __call__(self, options: Any, config: TaskSetConfig) -> list[Task]:
         """The list `config.name`, or the one in that file (*.json), filtered and cut.
 
-        `options` change nothing in it. Raises ValueError on an unknown list, task name or number of
-        seeds.
+        `options` are for `content` alone. Raises ValueError on an unknown list, task name or
+        number of seeds.
         """
         if config.name.endswith(".json"):
             return select_tasks(load_task_file(config.name, self._environment), config)
-        fold, seeds = _seeds(config.name)
-        tasks = [self._make_task(name, fold, seed) for name in self._names for seed in seeds]
+        fold, part = _part(config.name)
+        tasks = [task for name in self._names for task in self._fold(options, name, fold, part)]
         return select_tasks(tasks, config)
+
+    def _fold(self, options: Any, name: str, fold: str, part: slice) -> list[Task]:
+        tasks = [self._make_task(name, fold, seed) for seed in FOLDS[fold]]
+        if self._content is None or fold == "train":
+            return tasks[part]
+        earlier = list(FOLDS)[: list(FOLDS).index(fold)]
+        known = {
+            self._content(options, self._make_task(name, before, seed))
+            for before in earlier
+            for seed in FOLDS[before]
+        }
+        new = []
+        for task in tasks:
+            game = self._content(options, task)
+            if game is None or game not in known:
+                new.append(task)
+                known.add(game)
+        if part.stop is not None and part.stop > len(new):
+            raise ValueError(
+                f"{fold} has {len(new)} games of {name} that are not in {' or '.join(earlier)}; "
+                f"ask for no more than {fold}:{len(new)}"
+            )
+        return new[part]
 
 
 def seed_task(name: str, fold: str, seed: int) -> Task:
@@ -66,7 +92,7 @@ def seed_task(name: str, fold: str, seed: int) -> Task:
     return Task(name, {"seed": seed})
 
 
-def _seeds(name: str) -> tuple[str, range]:
+def _part(name: str) -> tuple[str, slice]:
     fold, _, count = name.partition(":")
     if fold not in FOLDS:
         raise ValueError(
@@ -74,7 +100,7 @@ def _seeds(name: str) -> tuple[str, range]:
             "of seeds (train:100), or a *.json file"
         )
     if not count:
-        return fold, FOLDS[fold]
+        return fold, slice(None)
     match = _PART.fullmatch(count)
     first, last = (int(match["first"] or 0), int(match["last"])) if match else (0, 0)
     if not first < last <= len(FOLDS[fold]):
@@ -82,4 +108,4 @@ def _seeds(name: str) -> tuple[str, range]:
             f"task list '{name}' is no part of {fold}; write {fold}:100 for its first 100 seeds or "
             f"{fold}:100-200 for the next 100, up to {len(FOLDS[fold])}"
         )
-    return fold, FOLDS[fold][first:last]
+    return fold, slice(first, last)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -105,14 +105,25 @@ def describe_tasks(config: TaskSetConfig, tasks: Sequence[Task]) -> dict[str, An
     return {"name": name, "version": version, "hash": task_list_hash(tasks), "n": len(tasks)}
 
 
-def count_overlap(train: Sequence[Task], other: Sequence[Task]) -> int:
-    """How many tasks of `other` are in `train` too.
+def count_overlap(
+    train: Sequence[Task],
+    other: Sequence[Task],
+    content: Callable[[Task], str | None] = lambda task: None,
+) -> int:
+    """How many tasks of `other` are in `train` too, by their options or by their content.
 
     A task's options are its identity, its seed only where it has no options: a seed that makes the
-    game is among the options, and training draws the other kind anew for every episode.
+    game is among the options, and training draws the other kind anew for every episode. Two seeds
+    may make one game: that is what `content` tells (see `EnvPackage`).
     """
-    known = {_identity(task) for task in train}
-    return sum(_identity(task) in known for task in other)
+
+    def keys(task: Task) -> set[tuple[str, str]]:
+        game = content(task)
+        found = {("", _identity(task))}
+        return found if game is None else found | {(task.name, game)}
+
+    known = {key for task in train for key in keys(task)}
+    return sum(not known.isdisjoint(keys(task)) for task in other)
 
 
 def _identity(task: Task) -> str:

@@ -108,12 +108,13 @@ def game_package(
     task_names: Sequence[str] | None = None,
     list_actions: bool = True,
     check: Callable[[], None] = lambda: None,
+    content: Callable[[Any, Task], str | None] | None = None,
 ) -> EnvPackage[Any]:
     """The package of a game whose tasks are seeds (task lists train, dev, test, train:100).
 
     `rules`: the system prompt. `options`: a frozen dataclass of settings. `task_names`: the kinds
     of task, `task.name` in `start`; by default one, the game's. `list_actions`: show
-    `Reply.actions` in the prompt. `check`: see `EnvPackage`.
+    `Reply.actions` in the prompt. `check`, `content`: see `EnvPackage`.
 
     Raises ValueError when the class cannot be imported by other processes.
     """
@@ -130,6 +131,7 @@ def game_package(
         prompts=lambda _, action_format: make_prompts(
             rules, action_format, list_actions=list_actions
         ),
-        task_sets=SeedTasks(seed_task, task_names or (game.__name__,)),
+        task_sets=SeedTasks(seed_task, task_names or (game.__name__,), content=content),
         check=check,
+        content=content,
     )

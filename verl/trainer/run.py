@@ -93,8 +93,9 @@ def warn_of_overlap(validation_sets: Mapping[str, Mapping[str, Any]]) -> None:
     for name, tasks in validation_sets.items():
         if tasks["in_training"]:
             logger.warning(
-                "%d of the %d tasks of the validation set '%s' are in env.train too: success on "
-                "it does not say how the policy does on tasks it has not seen",
+                "%d of the %d tasks of the validation set '%s' are in env.train too, some perhaps "
+                "under another seed: success on it does not say how the policy does on tasks it "
+                "has not seen",
                 tasks["in_training"],
                 tasks["n"],
                 name,

@@ -109,7 +109,7 @@ class AgentWorld(Protocol[T]):
         """A JSON-able account: `train_tasks`, and `validation_sets` by name.
 
         Each has the list's name, version, hash and its number of tasks n, a validation set also
-        `in_training`: how many of its tasks are trained on.
+        `in_training`: how many of its tasks are trained on, under the same key or another.
         """
         ...
 

@@ -10,6 +10,7 @@ from gymnasium.spaces import Text
 from agent_system.config import TaskSetConfig
 from agent_system.environments.env_package.gymnasium_text import PACKAGE
 from agent_system.environments.registry import get_env_package
+from agent_system.environments.task_files import count_overlap
 from agent_system.types import Task
 
 WRAPPERS = "agent_system.environments.env_package.gymnasium_text.wrappers"
@@ -65,6 +66,42 @@ def test_it_is_registered_and_its_tasks_are_seeds():
         Task("FrozenLake-v1", {"seed": 20_000}),
         Task("FrozenLake-v1", {"seed": 20_001}),
     ]
+
+
+RANDOM_LAKE = {**LAKE, "wrapper_kwargs": {"random_maps": True}}
+
+
+def test_a_map_of_training_is_found_under_another_seed():
+    lake = PACKAGE.bind(RANDOM_LAKE)
+    train = lake.tasks(TaskSetConfig("train"))
+    by_seed = [Task("FrozenLake-v1", {"seed": 20_000 + number}) for number in range(100)]
+    assert count_overlap(train, by_seed) == 0
+    # 4x4 fields, a fifth of them holes: 1,000 seeds make 499 maps, and 67 of 100 others are theirs
+    assert count_overlap(train, by_seed, lake.content) == 67
+    first, twin = make(**RANDOM_LAKE), make(**RANDOM_LAKE)
+    same = next(t for t in by_seed for k in train[:50] if lake.content(t) == lake.content(k))
+    known = next(k for k in train if lake.content(k) == lake.content(same))
+    assert reset(first, same.options["seed"])[0] == reset(twin, known.options["seed"])[0]
+
+
+def test_validation_maps_are_none_of_training():
+    lake = PACKAGE.bind(RANDOM_LAKE)
+    folds = {name: lake.tasks(TaskSetConfig(name)) for name in ("train", "dev", "test:100")}
+    assert len(folds["test:100"]) == 100
+    assert count_overlap(folds["train"] + folds["dev"], folds["test:100"], lake.content) == 0
+    assert len({lake.content(task) for task in folds["test:100"]}) == 100
+    assert lake.tasks(TaskSetConfig("test:3-5")) == folds["test:100"][3:5]
+    with pytest.raises(ValueError, match=r"test has 189 games .* ask for no more than test:189"):
+        lake.tasks(TaskSetConfig("test:200"))
+
+
+def test_luck_is_content_where_the_map_is_not():
+    fixed = LAKE | {"kwargs": {"map_name": "4x4", "is_slippery": True}}
+    assert PACKAGE.bind(fixed).content(Task("FrozenLake-v1", {"seed": 1})) is None
+    assert len(PACKAGE.bind(fixed).tasks(TaskSetConfig("test:5"))) == 5
+    still = PACKAGE.bind(LAKE | {"kwargs": {"map_name": "4x4", "is_slippery": False}})
+    with pytest.raises(ValueError, match="test has 0 games"):
+        still.tasks(TaskSetConfig("test:5"))
 
 
 def test_the_lake_is_drawn_and_crossed():

@@ -11,7 +11,7 @@ from __future__ import annotations
 from agent_system.config import ActionFormatConfig, TaskSetConfig
 from agent_system.environments.env_package.gymnasium_text.options import GymnasiumOptions
 from agent_system.environments.prompting import PlainPrompts, TextPrompts, make_prompts
-from agent_system.environments.registry import EnvPackage
+from agent_system.environments.registry import EnvPackage, import_object
 from agent_system.environments.seeds import SeedTasks, seed_task
 from agent_system.types import Task
 
@@ -29,7 +29,17 @@ def gymnasium_prompts(
 
 def gymnasium_tasks(options: GymnasiumOptions, config: TaskSetConfig) -> list[Task]:
     """Seeds of `env.options.id`, which names the tasks. See `SeedTasks`."""
-    return SeedTasks(seed_task, (options.id,), environment=ENV_NAME)(options, config)
+    tasks = SeedTasks(seed_task, (options.id,), environment=ENV_NAME, content=gymnasium_content)
+    return tasks(options, config)
+
+
+def gymnasium_content(options: GymnasiumOptions, task: Task) -> str | None:
+    """What the wrapper's `content_key(options, seed)` says; None where it has none."""
+    wrapper = import_object(options.wrapper) if options.wrapper else None
+    content_key = getattr(wrapper, "content_key", None)
+    if content_key is None or "seed" not in task.options:
+        return None
+    return content_key(options, task.options["seed"])
 
 
 PACKAGE = EnvPackage(
@@ -39,4 +49,5 @@ PACKAGE = EnvPackage(
     prompts=gymnasium_prompts,
     task_sets=gymnasium_tasks,
     check=lambda: None,
+    content=gymnasium_content,
 )

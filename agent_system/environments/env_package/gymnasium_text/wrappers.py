@@ -1,16 +1,30 @@
-"""Gymnasium environments in words. A wrapper says what is seen, what can be done, what is won."""
+"""Gymnasium environments in words. A wrapper says what is seen, what can be done, what is won.
+
+Where two seeds may make one game, its static method `content_key(options, seed)` says which: equal
+keys are one game, and the lists dev and test leave out what is in train.
+"""
 
 from __future__ import annotations
 
 import string
 from abc import abstractmethod
+from functools import cache
 from typing import Any, cast
 
 import gymnasium
-from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv, generate_random_map
+from gymnasium.envs.toy_text.frozen_lake import MAPS, FrozenLakeEnv, generate_random_map
 from gymnasium.spaces import Text
 
+from agent_system.environments.env_package.gymnasium_text.options import GymnasiumOptions
+
+DRAWN_SIZE = 8  # of a map that gymnasium draws
 ANY_TEXT = {"max_length": 100_000, "charset": string.printable}
+
+
+@cache
+def random_map(size: int, seed: int) -> tuple[str, ...]:
+    """A FrozenLake map that can be crossed: holes on a fifth of its fields."""
+    return tuple(generate_random_map(size=size, seed=seed))
 
 
 class DiscreteTextWrapper(gymnasium.Wrapper):
@@ -89,11 +103,26 @@ class FrozenLakeText(DiscreteTextWrapper):
         super().__init__(env)
         self._random_maps = random_maps
 
+    @staticmethod
+    def content_key(options: GymnasiumOptions, seed: int) -> str | None:
+        """The map: there are few of 4x4 fields, and most seeds share theirs with another.
+
+        None on one slippery map for all, where a seed is the player's luck.
+        """
+        kwargs = gymnasium.spec(options.id).kwargs | options.kwargs
+        rows = kwargs.get("desc") or MAPS.get(kwargs.get("map_name") or "", [])
+        if options.wrapper_kwargs.get("random_maps", False):
+            rows = random_map(len(rows) or DRAWN_SIZE, seed)
+        elif not rows or kwargs.get("is_slippery", True):  # without rows gymnasium draws some
+            return None
+        return "\n".join(rows)
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
         if self._random_maps:
-            rows = generate_random_map(size=len(self._map()), seed=seed)
+            assert seed is not None, "a task has one"
+            rows = list(random_map(len(self._map()), seed))
             spec = self.env.spec
             assert spec is not None, "made by gymnasium.make"
             kwargs = {**spec.kwargs, "desc": rows, "map_name": None}
