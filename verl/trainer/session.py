@@ -24,8 +24,13 @@ from verl.trainer.checkpoint import CONFIG_FILE, CheckpointStore, load_driver_st
 from verl.utils.atomic import atomic_write_text
 from verl.utils.errors import UserError
 from verl.utils.logging import setup_logging
+from verl.utils.sockets import socket_folder
 from verl.utils.tracking import Tracking
 
+logger = logging.getLogger(__name__)
+
+# The longest name that Ray gives to a socket below its folder.
+RAY_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 RECORDED_PACKAGES = (
     "torch",
     "ray",
@@ -100,11 +105,23 @@ def ray_cluster(config: RayInitConfig, processes: int) -> Iterator[None]:
             _join(config.address, options)
         else:
             num_cpus = config.num_cpus or max(os.cpu_count() or 1, processes)
+            options |= _ray_folder()
             # "local": a RAY_ADDRESS in the environment must not decide where a run goes
             ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
         yield
     finally:
         ray.shutdown()
+
+
+def _ray_folder() -> dict[str, str]:
+    """Another place for Ray's files where its own choice is too long for its sockets."""
+    chosen = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    short = socket_folder(chosen, RAY_SOCKET, "RAY_TMPDIR")
+    if short == chosen:
+        return {}
+    folder = f"{short}/ray-{os.getuid()}"
+    logger.info("Ray keeps its files in %s: %s is too long for its sockets", folder, chosen)
+    return {"_temp_dir": folder}
 
 
 def worker_environment(cpu_threads: int) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 
 import numpy as np
 import pytest
@@ -143,6 +144,16 @@ def test_environment_is_quiet_keeps_the_users_choice_and_is_restored(monkeypatch
         assert os.environ["MORE"] == "1"
         os.environ["LD_PRELOAD"] = "as vLLM does"
     assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize(("folder", "chosen"), [("/t", "/t"), ("/" + "t" * 80, "/tmp")])
+def test_sockets_are_where_their_paths_fit(monkeypatch, folder, chosen):
+    monkeypatch.setattr(tempfile, "tempdir", folder)
+    with vllm_environment("cuda", "organisation/model", {}):
+        assert os.environ["VLLM_RPC_BASE_PATH"] == chosen
+    monkeypatch.setenv("VLLM_RPC_BASE_PATH", "/mine")
+    with vllm_environment("cuda", "organisation/model", {}):
+        assert os.environ["VLLM_RPC_BASE_PATH"] == "/mine"
 
 
 def test_a_hub_name_may_be_fetched(monkeypatch):

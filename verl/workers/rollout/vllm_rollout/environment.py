@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+from verl.utils.sockets import socket_folder
 
 QUIET_AND_PRIVATE = {
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -20,6 +23,8 @@ QUIET_AND_PRIVATE = {
 # but one for itself and pins its threads there, whoever else computes on them.
 NO_THREAD_BINDING = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
+SOCKET_FOLDER = "VLLM_RPC_BASE_PATH"
+SOCKET = "/00000000-0000-0000-0000-000000000000"  # how vLLM names one
 
 
 @contextmanager
@@ -41,6 +46,9 @@ def vllm_environment(device: str, model_path: str, more: Mapping[str, str]) -> I
 
 def _variables(device: str, model_path: str) -> dict[str, str]:
     variables = dict(QUIET_AND_PRIVATE)
+    if SOCKET_FOLDER not in os.environ:
+        sockets = socket_folder(tempfile.gettempdir(), SOCKET, SOCKET_FOLDER)
+        variables |= {SOCKET_FOLDER: sockets}
     if device == "cpu":
         variables |= NO_THREAD_BINDING
     if Path(model_path).is_dir():
