@@ -102,6 +102,20 @@ class RolloutWorker:
         with self._engine_failures():
             return self._engine.transfer(stage, payload)
 
+    def score(self, rows: list[list[int]]) -> list[list[float]] | None:
+        """Log-probs of fixed rows by the present weights, where the engine can (`ScoringEngine`).
+
+        Raises:
+            UserError: the engine died again and again.
+        """
+        with self._engine_failures():
+            return self._engine.score(rows)
+
+    def differing_weights(self) -> list[str] | None:
+        """Which tensors the engine does not hold as they were sent, where it can tell
+        (`ComparingEngine`)."""
+        return self._engine.differing_weights()
+
     def sleep(self) -> None:
         """Give the engine's memory back until `update_weights`. Nothing may be played.
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from itertools import cycle, islice
 from typing import Any
 
 from agent_system.adapters.rollout_worker import RolloutWorker
 from agent_system.adapters.rows import episode_metrics, to_data_proto, trajectory_record
-from agent_system.adapters.setup import check_environment, load_tasks
+from agent_system.adapters.setup import build_prompts, check_environment, load_tasks
 from agent_system.environments.registry import bind_env
 from agent_system.environments.task_files import count_overlap, describe_tasks, task_list_hash
 from agent_system.environments.tasks import TaskSampler
-from agent_system.types import Episode, SamplingParams, Task, Trajectory
+from agent_system.multi_turn_rollout.conversation import ChatTemplate
+from agent_system.types import Episode, Observation, SamplingParams, Task, Trajectory
 from verl import DataProto
 from verl.config.root import PPOConfig
 from verl.workers.interfaces import AgentWorld, TaskSet
@@ -73,6 +75,15 @@ class World(AgentWorld[Trajectory]):
             "train_tasks": describe_tasks(env.train, train) | weights,
             "validation_sets": validation,
         }
+
+    def sample_prompts(self, count: int) -> list[list[int]]:
+        """Openings of the first tasks. No environment is asked: a task stands for its texts."""
+        prompts, chat = build_prompts(self._config), ChatTemplate(self._tokenizer)
+        openings = []
+        for task in islice(cycle(self._train_tasks), count):
+            first = prompts.first(task.key, Observation(task.key))
+            openings.append(chat.opening(prompts.system(task.key), first).tolist())
+        return openings
 
     def sampling(self, mode: str) -> SamplingParams:
         rollout = self._config.actor_rollout_ref.rollout

@@ -23,6 +23,7 @@ TRAINER_PHASES: Mapping[str, str] = {
     "update_critic": "update",
     "update_actor": "update",
     "sync_weights": "weight sync",
+    "live_check": "live check",
 }
 # timing_s/episode/<phase>, mean seconds of an episode -> the line
 EPISODE_PHASES: Mapping[str, str] = {

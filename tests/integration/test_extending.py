@@ -88,5 +88,6 @@ def test_a_training_uses_every_part_of_the_users_own_package(tmp_path):
     assert all(step["likelihood/nll"] > 0.0 for step in steps)
     # schedule: the second of two steps has half of the rate
     assert steps[1]["actor/lr"] == steps[0]["actor/lr"] / 2
-    # engine: four tokens are the most it answers
+    # engine: four tokens are the most it answers, and it hands the live check on
+    assert all(step["training/live_check_diff"] < 0.01 for step in steps)
     assert all(step["response_length/max"] <= 4 for step in steps)

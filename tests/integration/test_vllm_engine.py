@@ -207,6 +207,25 @@ def test_refuses_what_leaves_nothing_to_generate(engine):
             generate(engine, ids)
 
 
+def assert_scores(engine, model, rows):
+    for row, scored in zip(rows, engine.score(rows), strict=True):
+        expected = log_probs_of(model, row[:1], row[1:], temperature=1.0)
+        torch.testing.assert_close(torch.tensor(scored), expected, atol=TOLERANCE, rtol=0)
+
+
+def test_rows_are_scored_as_transformers_does_and_nothing_else_notices(engine, model):
+    rows = [prompt(seed, length) for seed, length in enumerate((100, 33, 2, 64))]
+    before = engine.stats()
+    assert_scores(engine, model, rows)
+    assert engine.stats() == before
+    generate(engine, rows[0], temperature=0.7)
+    # nothing of the row that was scored is found in the cache
+    assert engine.stats()["prefilled_tokens"] - before["prefilled_tokens"] == len(rows[0])
+    assert_scores(engine, model, rows)
+    engine.load_weights(update(perturbed(model), version=1))
+    assert_scores(engine, model, rows)
+
+
 def test_a_prompt_that_continues_costs_its_new_tokens(engine):
     before = engine.stats()
     ids, lengths = prompt(0, 70), []
@@ -351,6 +370,7 @@ def test_adapters_are_synced_as_adapters(model_path):
             generations = generate(engine, *prompts)
             assert {generation.weight_version for generation in generations} == {version}
             assert_sampled_from(merged, prompts, generations)
+            assert_scores(engine, merged, prompts)
         with pytest.raises(ValueError, match="missing"):
             engine.load_weights(WeightUpdate(3, dict(list(adapters.items())[1:]), kind))
 
@@ -362,6 +382,7 @@ def test_two_processes_of_one_engine(model_path, model):
         assert_sampled_from(model, prompts, generate(engine, *prompts))
         engine.load_weights(update(perturbed(model), version=1, checked=True))
         assert_sampled_from(model, prompts, generate(engine, *prompts))
+        assert_scores(engine, model, prompts)
         processes = processes_of(engine)
         assert len(processes) == 3
     assert_end(processes)

@@ -17,6 +17,9 @@ ENGINES = {
     "vllm": "verl.workers.rollout.vllm_rollout.engine:build_vllm_rollout",
 }
 
+# Nats by which two right implementations may differ on a token: sums in another order, rounded.
+TOLERANCES = {"float32": 0.01, "float16": 0.1, "bfloat16": 0.5}
+
 
 @dataclass
 class PolicyLossConfig:
@@ -101,6 +104,25 @@ class SamplingConfig:
 
 
 @dataclass
+class LiveCheckConfig:
+    """After each weight sync engines and trainer compute the log-probs of a few fixed rows."""
+
+    enable: bool = setting(
+        True,
+        "after each weight sync engines and trainer score the same rows; if they differ, the run "
+        "stops",
+        harmless=True,
+    )
+    tolerance: float | None = setting(
+        None,
+        "the largest difference of a log-prob, in nats; default: by the coarser dtype of engine "
+        f"and trainer, {', '.join(f'{nats} in {name}' for name, nats in TOLERANCES.items())}",
+        above=0,
+        harmless=True,
+    )
+
+
+@dataclass
 class RolloutConfig:
     """The inference engine and the rollout workers."""
 
@@ -170,6 +192,7 @@ class RolloutConfig:
     check_weights: bool = setting(
         False, "compare a checksum of the weights after each sync", harmless=True
     )
+    live_check: LiveCheckConfig = field(default_factory=LiveCheckConfig)
     request_timeout_s: float = setting(
         600.0,
         "seconds a request may take; then it is cancelled and its episode ends as truncated",

@@ -19,6 +19,7 @@ PRODUCERS = (
     "verl.workers.critic.dp_critic",
     "verl.workers.passes",
     "verl.trainer.ppo.ray_trainer",
+    "verl.trainer.ppo.live_check",
     "verl.trainer.ppo.advantage_stage",
     "verl.algorithms.rollout_correction",
     "verl.trainer.ppo.metrics",

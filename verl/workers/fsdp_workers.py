@@ -24,7 +24,7 @@ from verl.utils.metrics import Metric
 from verl.workers.actor.dp_actor import DataParallelPPOActor
 from verl.workers.actor.reference import ReferencePolicy
 from verl.workers.critic.dp_critic import DataParallelPPOCritic
-from verl.workers.forward import ForwardInputs, policy_statistics
+from verl.workers.forward import ForwardInputs, policy_forward, policy_statistics
 from verl.workers.model_loading import (
     load_causal_lm,
     load_value_model,
@@ -109,15 +109,29 @@ class PolicyWorker(TrainingWorker):
     @register(dispatch_mode=Dispatch.DP_COMPUTE_PROTO)
     def compute_log_prob(self, data: DataProto) -> DataProto:
         """`old_log_probs` and `entropys`, (R, T), of one forward."""
+        result = self._actor.compute_log_prob(data.batch, self._log_prob_cut())
+        return DataProto.from_dict(
+            {"old_log_probs": result["log_probs"], "entropys": result["entropys"]}
+        )
+
+    @register(dispatch_mode=Dispatch.DP_COMPUTE_PROTO)
+    def score(self, data: DataProto) -> DataProto:
+        """`log_probs`, (R, T), of softmax(logits): what `ScoringEngine.score` has to be."""
+
+        def forward(inputs: ForwardInputs) -> dict[str, torch.Tensor]:
+            statistics = policy_forward(self._sharded.model, inputs, temperature=1.0)
+            return {"log_probs": statistics.log_prob_N}
+
+        log_probs = measure(self._sharded, data.batch, self._log_prob_cut(), self._packed, forward)
+        self._sharded.reshard()  # engines on the same GPUs need the room now
+        return DataProto.from_dict(log_probs)
+
+    def _log_prob_cut(self) -> MicroBatchConfig:
         rollout = self._config.rollout
-        micro_batch = MicroBatchConfig(
+        return MicroBatchConfig(
             rollout.log_prob_micro_batch_size_per_gpu,
             rollout.log_prob_use_dynamic_bsz,
             rollout.log_prob_max_token_len_per_gpu,
-        )
-        result = self._actor.compute_log_prob(data.batch, micro_batch)
-        return DataProto.from_dict(
-            {"old_log_probs": result["log_probs"], "entropys": result["entropys"]}
         )
 
     @register(dispatch_mode=Dispatch.DP_COMPUTE_PROTO)

@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
+    FSDPModule,
     MixedPrecisionPolicy,
     OffloadPolicy,
     fully_shard,
@@ -179,6 +180,12 @@ class ShardedModel:
             for name, value in state.items():
                 if isinstance(value, DTensor):  # the step counter stays where the optimiser put it
                     state[name] = value.to(device)
+
+    def reshard(self) -> None:
+        """Free the parameters that a forward pass without a backward leaves gathered."""
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     # --- weights and checkpoints ----------------------------------------------------------------
 

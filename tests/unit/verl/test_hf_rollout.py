@@ -15,6 +15,7 @@ from verl.utils.errors import UserError
 from verl.workers.forward import forward_inputs, policy_forward
 from verl.workers.model_loading import load_causal_lm, load_tokenizer
 from verl.workers.rollout import batcher
+from verl.workers.rollout.base import EngineDiedError
 from verl.workers.rollout.engines import build_engine
 from verl.workers.rollout.hf_rollout import HFRollout
 from verl.workers.rollout.row_cache import ROW_ATTENTION
@@ -404,3 +405,48 @@ def test_attention_windows_and_unknown_engines_are_refused(tiny_model_path):
     unknown = ActorRolloutRefConfig(model=ModelConfig(path=tiny_model_path))
     with pytest.raises(UserError, match=r"rollout.name=sglang is unknown; available: hf, vllm"):
         build_engine(unknown, replace(PLAN, name="sglang"))
+
+
+def scored_by(model, rows):
+    """Of each row by itself, the log-probs of its tokens after the first."""
+    scores = []
+    for row in rows:
+        ids = torch.tensor([row])
+        with torch.no_grad():
+            log_probs = model(ids).logits[0, :-1].log_softmax(-1)
+        scores.append(log_probs.gather(1, ids[0, 1:, None])[:, 0].tolist())
+    return scores
+
+
+def test_rows_are_scored_as_transformers_does_and_nothing_else_notices(tiny_model_path, model):
+    rows = [prompt(index, length) for index, length in enumerate((40, 17, 2, 25))]
+    checked, plain = make_engine(tiny_model_path, 3), make_engine(tiny_model_path, 3)
+    for turn in range(3):
+        # the conversation begins with a row that is scored in between
+        ids = [*rows[0], *prompt(turn, 4 * turn)]
+        settings = {"trajectory_id": "t", "seed": turn, "max_tokens": 5, "temperature": 0.7}
+        assert generate(checked, ids, **settings) == generate(plain, ids, **settings)
+        for got, want in zip(checked.score(rows), scored_by(model, rows), strict=True):
+            assert got == pytest.approx(want, abs=1e-4)
+    busy = {"busy_seconds"}
+    counts = [{k: v for k, v in e.stats().items() if k not in busy} for e in (checked, plain)]
+    assert counts[0] == counts[1]
+    checked.close()
+    plain.close()
+
+
+def test_tensors_that_are_not_as_sent_are_named(engine, model):
+    sent = WeightUpdate(1, pack_weights(dict(model.named_parameters())))
+    engine.load_weights(sent)
+    assert engine.differing_weights(sent) == []
+    with torch.no_grad():
+        engine._batcher._model.get_parameter("model.layers.1.mlp.up_proj.weight")[0, 0] += 1
+    assert engine.differing_weights(sent) == ["model.layers.1.mlp.up_proj.weight"]
+
+
+def test_an_error_in_scoring_ends_the_engine(engine):
+    with pytest.raises(EngineDiedError) as error:
+        engine.score([[1, 10**6]])
+    assert isinstance(error.value.__cause__, IndexError)
+    with pytest.raises(EngineDiedError):
+        generate(engine, prompt(0, 5))

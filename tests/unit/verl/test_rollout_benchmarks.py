@@ -261,6 +261,7 @@ def test_parts_of_a_step_add_up_to_the_whole(parts):
         "timing_s/ref": 1.0,
         "timing_s/update_actor": 3.0,
         "timing_s/sync_weights": 1.0,
+        "timing_s/live_check": 0.25,
     }
     # of 8 s that an episode waits 6 are for the engine: 12 * 6/8 = 9; environment 12 * 2/8 = 3
     assert parts.step.parts(metrics) == pytest.approx(
@@ -270,7 +271,8 @@ def test_parts_of_a_step_add_up_to_the_whole(parts):
             "log-probs": 3.0,
             "update": 3.0,
             "weight sync": 1.0,
-            "other": 1.0,  # 20 - 19
+            "live check": 0.25,
+            "other": 0.75,  # 20 - 19.25
             "step": 20.0,
         }
     )

@@ -283,6 +283,37 @@ def test_a_death_is_found_when_it_shall_sleep():
     assert second.asleep
 
 
+class ScoringFake(FakeEngine):
+    """Scores a row with the version of its weights; a tensor named after that differs."""
+
+    def score(self, rows):
+        if self.dead:
+            raise EngineDiedError("it died before it scored")
+        return [[float(self.version)] * len(row) for row in rows]
+
+    def differing_weights(self, update):
+        return [f"w{update.version}"]
+
+
+def test_what_an_engine_cannot_do_is_none():
+    engine = supervise(FakeEngine())
+    engine.load_weights(UPDATE)
+    assert engine.score([[1, 2]]) is None
+    assert engine.differing_weights() is None
+
+
+def test_scores_are_those_of_the_last_weights_also_after_a_death():
+    first, second = ScoringFake(), ScoringFake()
+    engine = supervise(first, second)
+    assert engine.differing_weights() is None  # nothing was sent yet
+    engine.load_weights(UPDATE)
+    assert engine.score([[1, 2]]) == [[7.0, 7.0]]
+    assert engine.differing_weights() == ["w7"]
+    first.dead = True
+    assert engine.score([[1, 2]]) == [[7.0, 7.0]]
+    assert second.loaded == [UPDATE]
+
+
 def test_weights_that_do_not_fit_are_not_loaded_again():
     first, second = FakeEngine(), FakeEngine()
     engine = supervise(first, second)

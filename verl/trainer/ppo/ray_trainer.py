@@ -22,6 +22,7 @@ from verl.trainer.ppo.advantage_stage import (
 )
 from verl.trainer.ppo.batching import MiniBatches, gather, optimise, spread, worker_view
 from verl.trainer.ppo.cluster import Workers
+from verl.trainer.ppo.live_check import LiveCheck
 from verl.trainer.ppo.metrics import cost_metrics, data_metrics, sampling_metrics
 from verl.trainer.ppo.rollout_log import RolloutLog
 from verl.trainer.ppo.rollout_pipeline import Rollout, RolloutPipeline
@@ -75,6 +76,7 @@ class RayPPOTrainer:
         self.checkpoints = CheckpointStore(config.trainer)
         self.rollout_log = RolloutLog(config.trainer.rollout_data_dir, world)
         self.validator = Validator(config, world, workers.rollouts)
+        self.live_check = LiveCheck(config, plan, world, workers)
         self.pipeline = RolloutPipeline(config, world, workers.rollouts)
         self.runs_ahead = config.trainer.async_steps > 0
         if self.runs_ahead and config.algorithm.rollout_correction == "none":
@@ -217,6 +219,8 @@ class RayPPOTrainer:
     def sync_weights(self) -> None:
         with self.timer("sync_weights"):
             self.workers.weights.sync(self.step)
+        with self.timer("live_check"):
+            self.live_check.run(self.step)
 
     def validate(self) -> dict[str, float]:
         """Every task set in every configured mode, by the present weights."""
@@ -287,7 +291,8 @@ class RayPPOTrainer:
     def track(self, metrics: dict[str, float]) -> None:
         """Log the metrics with the seconds since the last line."""
         seconds = {f"timing_s/{phase}": value for phase, value in self.timer.seconds.items()}
-        self.tracker.log({**seconds, **metrics, "training/global_step": self.step}, step=self.step)
+        metrics = {**seconds, **self.live_check.metrics(), **metrics}
+        self.tracker.log({**metrics, "training/global_step": self.step}, step=self.step)
         self.timer = PhaseTimer()
 
 

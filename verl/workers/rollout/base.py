@@ -103,6 +103,27 @@ class RolloutEngine(Protocol):
         ...
 
 
+class ScoringEngine(Protocol):
+    """What a `RolloutEngine` may have besides, so that a run can compare it with the trainer.
+
+    Called while nothing runs. Later requests are answered as if it had not been called.
+    """
+
+    def score(self, rows: Sequence[Sequence[int]]) -> list[list[float]] | None:
+        """Of each row, the log-probs of its tokens after the first, given those before them: of
+        softmax(logits), whatever temperature and filters requests have. None: not with this
+        model."""
+        ...
+
+
+class ComparingEngine(Protocol):
+    """One that can also tell where its weights went wrong."""
+
+    def differing_weights(self, update: WeightUpdate) -> list[str]:
+        """Which tensors of `update`, the last one that was loaded, it does not hold bit for bit."""
+        ...
+
+
 def response_tokens(prompt: Sized, sampling: SamplingSettings, max_model_len: int) -> int:
     """The most tokens that a response may have. Raises ValueError when there is no prompt or no
     room for a response."""

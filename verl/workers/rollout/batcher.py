@@ -9,6 +9,7 @@ Shapes: n requests of one forward, q their longest run of new tokens, V vocabula
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,7 +25,14 @@ from verl.workers.model_loading import stop_token_ids
 from verl.workers.rollout.request import Request, StopStrings, common_prefix
 from verl.workers.rollout.row_cache import RowCache, RowTable
 from verl.workers.rollout.sampling import SamplingBatch, sample
-from verl.workers.weight_sync import WeightUpdate, checksum, load_packed_weights, pack_weights
+from verl.workers.token_statistics import token_statistics
+from verl.workers.weight_sync import (
+    PackedWeights,
+    WeightUpdate,
+    checksum,
+    load_packed_weights,
+    pack_weights,
+)
 
 PREFILL_TOKENS = 8192  # tokens of one prefill forward, padding included
 
@@ -65,8 +73,8 @@ class ContinuousBatcher:
         self._device = next(model.parameters()).device
         self.end_tokens = stop_token_ids(model, tokenizer)
         self._ends_with = StopStrings(tokenizer)
-        layers = model.config.get_text_config().num_hidden_layers
-        self._cache = RowCache(max_num_seqs, layers, max_model_len)
+        self._layers: int = model.config.get_text_config().num_hidden_layers
+        self._cache = RowCache(max_num_seqs, self._layers, max_model_len)
         self._table = RowTable(max_num_seqs)
         self._version = 0
         self._waiting: deque[Request] = deque()
@@ -101,14 +109,50 @@ class ContinuousBatcher:
         if update.checksum is not None:
             self._compare(update)
 
+    def score(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
+        """See `ScoringEngine`: the forward of a prefill, in a cache that is only there for it."""
+        lengths = [len(row) for row in rows]
+        ids_nq = np.zeros((len(rows), max(lengths)), dtype=np.int64)
+        for ids_q, row in zip(ids_nq, rows, strict=True):
+            ids_q[: len(row)] = row
+        row_n = torch.arange(len(rows), device=self._device)
+        position_q = torch.arange(max(lengths), device=self._device)
+        logits_nqV = self._logits(
+            RowCache(len(rows), self._layers, max(lengths)),
+            rows=row_n,
+            row_n=row_n,
+            ids_nq=torch.from_numpy(ids_nq).to(self._device),
+            position_nq=position_q.expand(len(rows), -1),
+            length=max(lengths),
+            choose=lambda hidden: hidden,
+        )
+        return [
+            token_statistics(
+                logits_qV[: len(row) - 1], self._tensor(list(row)[1:])
+            ).log_prob_N.tolist()
+            for logits_qV, row in zip(logits_nqV, rows, strict=True)
+        ]
+
+    def differing_weights(self, update: WeightUpdate) -> list[str]:
+        """See `ComparingEngine`."""
+        held = self._held(update)
+        return [
+            name
+            for name, sent in update.tensors.items()
+            if checksum({name: held[name]}) != checksum({name: sent})
+        ]
+
     def _compare(self, update: WeightUpdate) -> None:
         """Raises RuntimeError when the model does not hold the trainer's weights bit for bit."""
-        held = self._model.state_dict()
-        loaded = pack_weights({name: held[name].cpu() for name in update.tensors})
-        if checksum(loaded) != update.checksum:
+        if checksum(self._held(update)) != update.checksum:
             raise RuntimeError(
                 f"the weights of version {update.version} did not arrive as the trainer sent them"
             )
+
+    def _held(self, update: WeightUpdate) -> PackedWeights:
+        """What the model has under the names of `update`."""
+        held = self._model.state_dict()
+        return pack_weights({name: held[name].cpu() for name in update.tensors})
 
     def drop_all(self) -> list[Request]:
         """Give up every open request; returns them."""
@@ -191,22 +235,43 @@ class ContinuousBatcher:
         last_n: Tensor,
     ) -> None:
         """Run the model on the new tokens and sample after position `last_n` of each row."""
-        length = max(request.length for request in requests)
-        self._cache.select(rows, row_n, position_nq, length)
-        visible_nqL = torch.arange(length, device=self._device) <= position_nq[:, :, None]
         index_n = torch.arange(len(requests), device=self._device)
-        with head_input(self._model, lambda hidden: hidden[index_n, last_n]):
-            logits_nV = self._model(
-                input_ids=ids_nq,
-                position_ids=position_nq,
-                attention_mask=visible_nqL[:, None],
-                past_key_values=self._cache,
-                use_cache=True,
-            ).logits
+        logits_nV = self._logits(
+            self._cache,
+            rows=rows,
+            row_n=row_n,
+            ids_nq=ids_nq,
+            position_nq=position_nq,
+            length=max(request.length for request in requests),
+            choose=lambda hidden: hidden[index_n, last_n],
+        )
         uniform_n = [request.uniforms[len(request.token_ids)] for request in requests]
         settings = SamplingBatch.of([request.sampling for request in requests], self._device)
         sampled = sample(logits_nV, settings, torch.tensor(uniform_n, device=self._device))
         self._take(requests, sampled.token_N.tolist(), sampled.log_prob_N.tolist())
+
+    def _logits(
+        self,
+        cache: RowCache,
+        *,
+        rows: slice | Tensor,
+        row_n: Tensor,
+        ids_nq: Tensor,
+        position_nq: Tensor,
+        length: int,
+        choose: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """Run the model on the new tokens of rows of `cache`; logits of the states it `choose`s."""
+        cache.select(rows, row_n, position_nq, length)
+        visible_nqL = torch.arange(length, device=self._device) <= position_nq[:, :, None]
+        with head_input(self._model, choose):
+            return self._model(
+                input_ids=ids_nq,
+                position_ids=position_nq,
+                attention_mask=visible_nqL[:, None],
+                past_key_values=cache,
+                use_cache=True,
+            ).logits
 
     def _take(self, requests: list[Request], tokens: list[int], log_probs: list[float]) -> None:
         """Append the sampled tokens and end the requests that are complete."""

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +37,8 @@ from verl.workers.weight_sync import WeightUpdate
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 class HFRollout:
     """A `RolloutEngine`, where its methods are described."""
@@ -56,7 +59,7 @@ class HFRollout:
         self._noise = torch.Generator()
         self._noise.seed()
         self._messages: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._loading: deque[tuple[WeightUpdate, Future[None]]] = deque()
+        self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()  # while nothing runs
         self._closing = threading.Lock()  # after close() no message enters the queue
         self._closed = False
         self._serving = True
@@ -80,9 +83,15 @@ class HFRollout:
             self._messages.put(lambda: self._batcher.release(trajectory_id))
 
     def load_weights(self, update: WeightUpdate) -> None:
-        done: Future[None] = Future()
-        self._send(lambda: self._loading.append((update, done)))
-        done.result()
+        self._when_idle(lambda: self._batcher.load_weights(update))
+
+    def score(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
+        """See `ScoringEngine`. An error ends the engine, as that of a request would."""
+        return self._when_idle(lambda: self._score(rows))
+
+    def differing_weights(self, update: WeightUpdate) -> list[str]:
+        """See `ComparingEngine`."""
+        return self._when_idle(lambda: self._batcher.differing_weights(update))
 
     def sleep(self) -> None:
         """Nothing to give back: caches are small and weights stay."""
@@ -104,6 +113,12 @@ class HFRollout:
                 raise RuntimeError("the rollout engine is closed")
             self._messages.put(message)
 
+    def _when_idle(self, work: Callable[[], T]) -> T:
+        """Have the engine's thread do it once the running requests have finished."""
+        done: Future[T] = Future()
+        self._send(lambda: self._jobs.append((work, done)))
+        return done.result()
+
     def _request(
         self, prompt_ids: np.ndarray, sampling: SamplingSettings, trajectory_id: str
     ) -> Request:
@@ -123,9 +138,9 @@ class HFRollout:
                 while self._serving:
                     self._take_messages()
                     started = time.perf_counter()
-                    self._load_next()
-                    # before new weights are loaded, running requests finish and none begins
-                    self._batcher.step(admit=not self._loading)
+                    self._do_next()
+                    # before a job is done, running requests finish and none begins
+                    self._batcher.step(admit=not self._jobs)
                     self._batcher.stats.busy_seconds += time.perf_counter() - started
         except Exception as error:
             logger.exception("the rollout engine failed")
@@ -137,7 +152,7 @@ class HFRollout:
 
     def _take_messages(self) -> None:
         """All that have arrived; waits for one when there is nothing else to do."""
-        idle = not (self._batcher.has_work or self._loading)
+        idle = not (self._batcher.has_work or self._jobs)
         try:
             while True:
                 self._messages.get(block=idle)()
@@ -145,19 +160,23 @@ class HFRollout:
         except queue.Empty:
             pass
 
-    def _load_next(self) -> None:
-        if not self._loading or self._batcher.has_running:
+    def _do_next(self) -> None:
+        if not self._jobs or self._batcher.has_running:
             return
-        update, done = self._loading.popleft()
+        work, done = self._jobs.popleft()
         try:
-            self._batcher.load_weights(update)
+            done.set_result(work())
         except Exception as error:
             done.set_exception(error)
             if not isinstance(error, ValueError):
                 raise
-            # they do not fit: the engine goes on with the old ones
-        else:
-            done.set_result(None)
+            # weights that do not fit: the engine goes on with the old ones
+
+    def _score(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
+        try:
+            return self._batcher.score(rows)
+        except Exception as error:
+            raise EngineDiedError("the rollout engine cannot score") from error
 
     def _stop(self) -> None:
         self._serving = False
@@ -165,8 +184,8 @@ class HFRollout:
 
     def _fail_open(self) -> None:
         open_futures = [request.future for request in self._batcher.drop_all()]
-        open_futures += [done for _, done in self._loading]
-        self._loading.clear()
+        open_futures += [done for _, done in self._jobs]
+        self._jobs.clear()
         for future in open_futures:
             if future.set_running_or_notify_cancel():
                 error = EngineDiedError("the rollout engine does not serve any more")

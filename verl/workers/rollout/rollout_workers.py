@@ -102,6 +102,20 @@ class RolloutWorkers:
         for handle in self._handles:
             handle.ask_for_weights(fetch)
 
+    def begin_to_score(self, rows: list[list[int]]) -> Callable[[], list[Any]]:
+        """Every engine computes the log-probs of `rows` (`ScoringEngine`). What it returns waits
+        for them: of each engine a list, or None of one that cannot.
+
+        Raises:
+            UserError: while waiting, as `update_weights`.
+        """
+        return self._begin("score", rows)
+
+    def differing_weights(self) -> list[list[str] | None]:
+        """Of each engine, the tensors that it does not hold as they were sent; None of one that
+        cannot tell."""
+        return self._on_all("differing_weights")
+
     def sleep(self) -> None:
         """Engines give their memory back until `update_weights`, where they can.
 
@@ -178,8 +192,11 @@ class RolloutWorkers:
             handle.kill()
 
     def _on_all(self, method: str, *args: Any) -> list[Any]:
+        return self._begin(method, *args)()
+
+    def _begin(self, method: str, *args: Any) -> Callable[[], list[Any]]:
         answers = [handle.call(method, *args) for handle in self._handles]
-        return [
+        return lambda: [
             handle.result(answer, method, *args)
             for handle, answer in zip(self._handles, answers, strict=True)
         ]

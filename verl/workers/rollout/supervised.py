@@ -8,18 +8,22 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from verl.workers.rollout.accounting import RequestLog
 from verl.workers.rollout.base import (
+    ComparingEngine,
     EngineDiedError,
     Generation,
     RolloutEngine,
     SamplingSettings,
+    ScoringEngine,
 )
 from verl.workers.weight_sync import WeightUpdate
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # A life is one inner engine, from its start to its death; pending while it is started.
 Life = Future[RolloutEngine]
@@ -112,7 +116,7 @@ class SupervisedEngine:
     def load_weights(self, update: WeightUpdate) -> None:
         """Also raises EngineGaveUpError."""
         while True:
-            life = self._on_living(lambda engine: engine.load_weights(update))
+            life, _ = self._on_living(lambda engine: engine.load_weights(update))
             with self._lock:
                 if self._life is life:
                     self._update = update
@@ -133,6 +137,25 @@ class SupervisedEngine:
         """Also raises EngineGaveUpError."""
         self._on_living(lambda engine: engine.sleep())
 
+    def score(self, rows: Sequence[Sequence[int]]) -> list[list[float]] | None:
+        """See `ScoringEngine`; None also when the inner engine is none. Raises
+        EngineGaveUpError too."""
+
+        def ask(engine: RolloutEngine) -> list[list[float]] | None:
+            if not hasattr(engine, "score"):
+                return None
+            return cast(ScoringEngine, engine).score(rows)
+
+        return self._on_living(ask)[1]
+
+    def differing_weights(self) -> list[str] | None:
+        """See `ComparingEngine`, of the last update; None when the inner engine is none, or when
+        the weights came straight from the trainer's memory."""
+        engine, update = self._life.result(), self._update
+        if update is None or not hasattr(engine, "differing_weights"):
+            return None
+        return cast(ComparingEngine, engine).differing_weights(update)
+
     def stats(self) -> dict[str, float]:
         """Sums over all inner engines, `restarts`, and those of `RequestLog.counters`."""
         with self._lock:
@@ -150,13 +173,12 @@ class SupervisedEngine:
         if life.exception() is None:
             life.result().close()
 
-    def _on_living(self, action: Callable[[RolloutEngine], None]) -> Life:
-        """Do it with an engine that lives through it; returns which one that was."""
+    def _on_living(self, action: Callable[[RolloutEngine], T]) -> tuple[Life, T]:
+        """Do it with an engine that lives through it; returns which one, and its answer."""
         while True:
             life = self._life
             try:
-                action(life.result())
-                return life
+                return life, action(life.result())
             except EngineDiedError as error:
                 self._replace(life, error)
 

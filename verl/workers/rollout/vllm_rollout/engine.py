@@ -29,11 +29,16 @@ from verl.workers.rollout.vllm_rollout.model_facts import (
     check_cpu_head_size,
     read_model_facts,
 )
-from verl.workers.rollout.vllm_rollout.weight_files import weight_file, zeros
+from verl.workers.rollout.vllm_rollout.weight_files import (
+    adapted_modules,
+    weight_file,
+    zeros,
+)
 from verl.workers.weight_sync import LoraAdapter, WeightUpdate
 
 if TYPE_CHECKING:
-    from vllm import SamplingParams
+    from vllm import RequestOutput, SamplingParams
+    from vllm.inputs import TokensPrompt
     from vllm.lora.request import LoRARequest
 
 T = TypeVar("T")
@@ -109,6 +114,12 @@ class VLLMRollout:
         """One stage of vLLM's own weight transfer; see `TransferReceiver.handle`."""
         return self._submit(self._transfer, stage, payload).result()
 
+    def score(self, rows: Sequence[Sequence[int]]) -> list[list[float]] | None:
+        """See `ScoringEngine`. vLLM cannot where the head has an adapter: it dies."""
+        if "lm_head" in self._arguments.get("lora_target_modules", ()):
+            return None
+        return self._submit(self._score, [[int(token) for token in row] for row in rows]).result()
+
     def sleep(self) -> None:
         if self._sleep_level > 0:
             self._submit(self._sleep).result()
@@ -146,19 +157,31 @@ class VLLMRollout:
         from verl.workers.rollout.vllm_rollout.requests import to_generation
 
         with self._process.errors():
-            outputs = self._llm.generate(
-                {"prompt_token_ids": prompt_ids},
-                params,
-                request_id=str(next(self._request_ids)),
-                lora_request=self._lora,
-            )
-            *_, output = [output async for output in outputs]
+            output = await self._answer({"prompt_token_ids": prompt_ids}, params)
             generation = to_generation(output)
         cached = output.num_cached_tokens or 0
         self._stats["generated_tokens"] += len(generation.token_ids)
         self._stats["prefilled_tokens"] += len(prompt_ids) - cached
         self._stats["cache_hit_tokens"] += cached
         return generation
+
+    async def _score(self, rows: list[list[int]]) -> list[list[float]]:
+        from verl.workers.rollout.vllm_rollout.requests import prompt_log_probs, scoring_params
+
+        # a salt of their own: no other prompt finds these in the prefix cache
+        prompts: list[TokensPrompt] = [
+            {"prompt_token_ids": row, "cache_salt": "score"} for row in rows
+        ]
+        with self._process.errors():
+            answers = [self._answer(prompt, scoring_params()) for prompt in prompts]
+            return [prompt_log_probs(output) for output in await asyncio.gather(*answers)]
+
+    async def _answer(self, prompt: TokensPrompt, params: SamplingParams) -> RequestOutput:
+        outputs = self._llm.generate(
+            prompt, params, request_id=str(next(self._request_ids)), lora_request=self._lora
+        )
+        *_, output = [output async for output in outputs]
+        return output
 
     async def _update(self, update: WeightUpdate, file: Path) -> None:
         async with self._updating:
@@ -211,6 +234,8 @@ class VLLMRollout:
         await self._process.call(self._llm.sleep(level=self._sleep_level, mode="wait"))
 
     async def _stop(self) -> None:
+        if not hasattr(self, "_process"):  # it did not start
+            return
         self._process.end()
         del self._process, self._llm, self._receiver
 
@@ -224,6 +249,10 @@ def build_vllm_rollout(config: ActorRolloutRefConfig, plan: EnginePlan) -> Rollo
     model, device = config.model, plan.device
     arguments = engine_args(config, plan)
     facts = read_model_facts(model)
+    if plan.takes_adapters:
+        # room for adapters of no other layer; an adapter of the head would also keep vLLM from
+        # giving log-probs of prompts
+        arguments["lora_target_modules"] = adapted_modules(facts.shapes)
     if device == "cpu":
         with vllm_environment(device, arguments["model"], {}):
             check_cpu_head_size(facts.head_size, model.path)

@@ -33,6 +33,25 @@ def sampling_params(
     )
 
 
+def scoring_params() -> SamplingParams:
+    """Log-probs of the prompt's own tokens. vLLM gives those before temperature and filters, and
+    computes such a prompt whole; the one token that it samples besides is greedy."""
+    return SamplingParams(
+        temperature=0.0,
+        max_tokens=1,
+        detokenize=False,
+        prompt_logprobs=0,  # of the prompt's token alone
+        flat_logprobs=True,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def prompt_log_probs(output: RequestOutput) -> list[float]:
+    """Of the prompt's tokens after the first."""
+    assert isinstance(output.prompt_logprobs, FlatLogprobs), "asked for in `scoring_params`"
+    return list(output.prompt_logprobs.logprobs)
+
+
 def to_generation(output: RequestOutput) -> Generation:
     """vLLM's engine may have sampled on before its frontend found a stop string: those tokens are
     already cut from `token_ids`, and their log-probs are cut here."""

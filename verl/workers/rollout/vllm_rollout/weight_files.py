@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,9 @@ def adapter_settings(weights: PackedWeights, adapter: LoraAdapter) -> dict[str, 
     }
 
 
-def adapted_modules(weights: PackedWeights) -> list[str]:
+def adapted_modules(names: Iterable[str]) -> list[str]:
     """The last parts of the names of the layers that have adapters, such as q_proj."""
-    return sorted({name.split(".lora_")[0].rpartition(".")[2] for name in weights})
+    return sorted({name.split(".lora_")[0].rpartition(".")[2] for name in names})
 
 
 def _write(path: Path, weights: PackedWeights) -> None:
