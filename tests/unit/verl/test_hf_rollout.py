@@ -17,8 +17,6 @@ from verl.workers.model_loading import load_causal_lm, load_tokenizer
 from verl.workers.rollout import batcher
 from verl.workers.rollout.base import EngineDiedError
 from verl.workers.rollout.engines import build_engine
-from verl.workers.rollout.hf_rollout import HFRollout
-from verl.workers.rollout.row_cache import ROW_ATTENTION
 from verl.workers.weight_sync import WeightUpdate, pack_weights
 
 MAX_LEN = 200
@@ -392,16 +390,7 @@ def test_long_prompts_are_prefilled_in_parts(tiny_model_path, monkeypatch):
     assert play_in_parts_of(16) == play_in_parts_of(8192)
 
 
-def test_attention_windows_and_unknown_engines_are_refused(tiny_model_path):
-    config = ModelConfig(path=tiny_model_path, attn_implementation=ROW_ATTENTION)
-    model, tokenizer = load_causal_lm(config, torch.float32), load_tokenizer(config)
-    model.config.sliding_window = 100
-    with pytest.raises(UserError, match=r"uses one of 100 tokens; set rollout.max_model_len=100"):
-        HFRollout(model, tokenizer, max_num_seqs=2, max_model_len=101)
-    model.config.sliding_window = None
-    model.config.layer_types = ["linear_attention", "full_attention"]
-    with pytest.raises(UserError, match="attention layers only"):
-        HFRollout(model, tokenizer, max_num_seqs=2, max_model_len=101)
+def test_unknown_engines_are_refused(tiny_model_path):
     unknown = ActorRolloutRefConfig(model=ModelConfig(path=tiny_model_path))
     with pytest.raises(UserError, match=r"rollout.name=sglang is unknown; available: hf, vllm"):
         build_engine(unknown, replace(PLAN, name="sglang"))

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from verl.utils.errors import UserError
 from verl.workers.forward import head_input
 from verl.workers.micro_batch import sizes_by_tokens
 from verl.workers.model_loading import stop_token_ids
@@ -64,11 +63,7 @@ class ContinuousBatcher:
             model: loaded with `attn_implementation` ROW_ATTENTION, on its device.
             max_num_seqs: requests that are decoded together, and trajectories that are cached.
             max_model_len: tokens of a prompt and its response together.
-
-        Raises:
-            UserError: the model's attention is not plain causal attention at this length.
         """
-        _check_attention(model, max_model_len)
         self._model = model.eval().requires_grad_(False)
         self._device = next(model.parameters()).device
         self.end_tokens = stop_token_ids(model, tokenizer)
@@ -305,19 +300,3 @@ class ContinuousBatcher:
 
     def _tensor(self, values: list[int]) -> Tensor:
         return torch.tensor(values, device=self._device)
-
-
-def _check_attention(model: PreTrainedModel, max_model_len: int) -> None:
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    window = getattr(config, "sliding_window", None)
-    if kinds - {"full_attention", "sliding_attention"}:
-        raise UserError(
-            f"rollout.name=hf runs attention layers only, and {config.model_type} has "
-            f"{sorted(kinds)}; choose another model"
-        )
-    if window is not None and window < max_model_len:
-        raise UserError(
-            f"rollout.name=hf has no sliding window, and {config.model_type} uses one of {window} "
-            f"tokens; set rollout.max_model_len={window} or less, or choose another model"
-        )

@@ -89,12 +89,11 @@ class RowCache(Cache):
 
     def __init__(self, rows: int, layers: int, max_length: int) -> None:
         super().__init__(layers=[])
-        self._num_rows, self._layers = rows, layers
+        self._num_rows = rows
         self._limit = max_length + 1  # the last position is scratch for padding
         self._capacity = min(SMALLEST_CAPACITY, self._limit)
-        self._store: Tensor | None = (
-            None  # (layers, 2, S, H, C, D), made when the first keys arrive
-        )
+        # (S, H, C, D) of keys and of values, made when the first ones of a layer arrive
+        self._blocks: list[tuple[Tensor, Tensor] | None] = [None] * layers
 
     def select(self, rows: slice | Tensor, row_n: Tensor, position_nq: Tensor, length: int) -> None:
         """The next forward writes `position_nq` of the rows and reads their first `length`."""
@@ -106,11 +105,10 @@ class RowCache(Cache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs
     ) -> tuple[Tensor, Tensor]:
         """Store the new (n, H, q, D) keys and values; returns (n, H, length, D) of the rows."""
-        if self._store is None:
-            _, heads, _, head_size = key_states.shape
-            shape = (self._layers, 2, self._num_rows, heads, self._capacity, head_size)
-            self._store = key_states.new_zeros(shape)
-        keys, values = self._store[layer_idx]
+        block = self._blocks[layer_idx]
+        if block is None:
+            block = self._blocks[layer_idx] = self._empty(key_states), self._empty(value_states)
+        keys, values = block
         keys[self._row_n1, :, self._position_nq] = key_states.transpose(1, 2)
         values[self._row_n1, :, self._position_nq] = value_states.transpose(1, 2)
         return keys[self._rows, :, : self._length], values[self._rows, :, : self._length]
@@ -121,19 +119,32 @@ class RowCache(Cache):
 
     def swap_rows(self, pairs: Sequence[tuple[int, int]], length: int) -> None:
         """Exchange the first `length` positions of each pair of rows."""
-        if pairs and self._store is not None:
-            source = torch.tensor([row for pair in pairs for row in pair])
-            target = torch.tensor([row for pair in pairs for row in reversed(pair)])
-            block = self._store[:, :, :, :, :length]
-            block[:, :, target] = block[:, :, source]
+        source = torch.tensor([row for pair in pairs for row in pair], dtype=torch.long)
+        target = torch.tensor([row for pair in pairs for row in reversed(pair)], dtype=torch.long)
+        for block in self._made():
+            for states in block:
+                held = states[:, :, :length]
+                held[target] = held[source]
 
     def _reserve(self, capacity: int) -> None:
         if capacity <= self._capacity:
             return
-        old, self._capacity = self._store, min(max(capacity, 2 * self._capacity), self._limit)
-        if old is not None:
-            self._store = old.new_zeros((*old.shape[:4], self._capacity, old.shape[5]))
-            self._store[:, :, :, :, : old.shape[4]] = old
+        self._capacity = min(max(capacity, 2 * self._capacity), self._limit)
+        self._blocks = [
+            block and (self._grown(block[0]), self._grown(block[1])) for block in self._blocks
+        ]
+
+    def _made(self) -> list[tuple[Tensor, Tensor]]:
+        return [block for block in self._blocks if block is not None]
+
+    def _empty(self, states: Tensor) -> Tensor:
+        _, heads, _, head_size = states.shape
+        return states.new_zeros((self._num_rows, heads, self._capacity, head_size))
+
+    def _grown(self, old: Tensor) -> Tensor:
+        new = self._empty(old)
+        new[:, :, : old.shape[2]] = old
+        return new
 
 
 def row_attention(
@@ -143,23 +154,45 @@ def row_attention(
     value: Tensor,
     attention_mask: Tensor,
     scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **kwargs,
 ) -> tuple[Tensor, None]:
     """Attention of (n, heads, q, D) queries to (n, H, length, D) keys without repeating the keys.
 
     Heads that share keys are laid beside each other as further queries: in a cache, keys are many
-    and queries few. `attention_mask` is (n, 1, q, length), true where a query may look.
+    and queries few. `attention_mask` is (n, 1, q, length), true where a query may look; a layer
+    with a `sliding_window` sees that many of them, itself included. `softcap` bounds the scores
+    (Gemma-2); `s_aux` (heads,) are sinks that take probability and give no value (gpt-oss).
     """
     n, heads, q, head_size = query.shape
-    group = heads // key.shape[1]
-    output = F.scaled_dot_product_attention(
-        query.reshape(n, key.shape[1], group * q, head_size),
-        key,
-        value,
-        attn_mask=attention_mask.repeat(1, 1, group, 1) if group > 1 else attention_mask,
-        scale=scaling,
-    )
-    return output.reshape(n, heads, q, head_size).transpose(1, 2), None
+    kv_heads = key.shape[1]
+    group = heads // kv_heads
+    if sliding_window is not None:
+        attention_mask = attention_mask & _within(sliding_window, attention_mask)
+    mask = attention_mask.repeat(1, 1, group, 1) if group > 1 else attention_mask
+    grouped = query.reshape(n, kv_heads, group * q, head_size)
+    if softcap is None and s_aux is None:
+        output = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
+    else:
+        scores = grouped @ key.transpose(2, 3) * (scaling or head_size**-0.5)
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        scores = scores.float().masked_fill(~mask, float("-inf"))
+        if s_aux is not None:
+            sinks = s_aux.view(1, kv_heads, group, 1).expand(n, -1, -1, q)
+            scores = torch.cat([scores, sinks.reshape(n, kv_heads, group * q, 1)], dim=-1)
+        probability = scores.softmax(dim=-1)[..., : key.shape[2]]
+        output = probability.to(value.dtype) @ value
+    return output.reshape(n, heads, q, value.shape[-1]).transpose(1, 2), None
+
+
+def _within(window: int, visible: Tensor) -> Tensor:
+    """(n, 1, q, length), true for the last `window` positions up to each query's own: the last
+    that is visible to it."""
+    own = visible.sum(dim=-1, keepdim=True) - 1
+    return torch.arange(visible.shape[-1], device=visible.device) > own - window
 
 
 ROW_ATTENTION = "row_attention"
