@@ -32,7 +32,7 @@ from verl.config.plan import resolve_device
 from verl.utils.atomic import atomic_write_json
 from verl.utils.logging import setup_logging
 from verl.workers.actor.dp_actor import DataParallelPPOActor
-from verl.workers.model_loading import resolve_attn_implementation
+from verl.workers.architecture import attention_kernel
 from verl.workers.runtime import WorkerRuntime
 from verl.workers.sharded_model import ShardedModel
 
@@ -160,7 +160,7 @@ def build_policy(
     def load(dtype: torch.dtype, *, device: str, empty: bool) -> PreTrainedModel:
         with torch.device(device):
             model = AutoModelForCausalLM.from_config(
-                shape, dtype=dtype, attn_implementation=resolve_attn_implementation("auto", device)
+                shape, dtype=dtype, attn_implementation=attention_kernel("auto", device, shape)
             )
         if checkpointing:
             model.gradient_checkpointing_enable(

@@ -31,6 +31,9 @@ class ModelConfig:
     trust_remote_code: bool = setting(
         False, "run Python code that comes with the model", harmless=True
     )
+    accept_untested: bool = setting(
+        False, "take an architecture that docs/models.md does not list", harmless=True
+    )
     enable_gradient_checkpointing: bool = setting(
         False, "recompute activations: less memory, more time", harmless=True
     )
@@ -39,7 +42,8 @@ class ModelConfig:
     )
     attn_implementation: str = setting(
         "auto",
-        "auto: flash_attention_2 when installed and on cuda, else sdpa",
+        "auto: the first of flash_attention_2 (installed, on cuda), sdpa and eager that computes "
+        "all that the model's attention has",
         choices=("auto", "sdpa", "eager", "flash_attention_2"),
         harmless=True,
     )

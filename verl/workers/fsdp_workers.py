@@ -28,8 +28,8 @@ from verl.workers.forward import ForwardInputs, policy_forward, policy_statistic
 from verl.workers.model_loading import (
     load_causal_lm,
     load_value_model,
-    packs_rows,
 )
+from verl.workers.model_support import packs_rows
 from verl.workers.passes import measure
 from verl.workers.runtime import WorkerRuntime
 from verl.workers.sharded_model import ShardedModel
@@ -175,9 +175,9 @@ class PolicyWorker(TrainingWorker):
         self._weights.send(version)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def export_hf(self, path: str) -> None:
-        """Write the merged policy and its tokenizer as a Hugging Face folder."""
-        export(self._sharded, self._config.model, Path(path))
+    def export_hf(self, path: str, dtype: torch.dtype | None = None) -> None:
+        """Write the merged policy and its tokenizer as a Hugging Face folder; see `export`."""
+        export(self._sharded, self._config.model, Path(path), dtype)
 
 
 class CriticWorker(TrainingWorker):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Mapping
-from dataclasses import replace
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -19,12 +19,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import GENERATION_CONFIG_NAME
 
 from verl.config.model import ModelConfig
 from verl.config.shipped import SMALL_POLICY
-from verl.utils.atomic import atomic_directory
 from verl.utils.errors import UserError
+from verl.workers.architecture import attention_kernel, without_chance
 from verl.workers.gguf_conversion import smollm2_folder
 
 LOAD_METHODS = ("auto", "local", "huggingface")
@@ -129,42 +128,19 @@ def load_value_model(
     return model
 
 
-def save_causal_lm(config: ModelConfig, weights: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Write full, merged `weights` with the tokenizer as a Hugging Face folder, whole or not at
-    all. A folder that is there is replaced."""
-    dtype = next(iter(weights.values())).dtype
-    model = load_causal_lm(replace(config, lora_rank=0), dtype, empty=True)
-    generation = _generation_config(config) or cast(GenerationConfig, model.generation_config)
-    # Written by itself: `save_pretrained` refuses some that every loader takes, such as a
-    # temperature without do_sample.
-    model.generation_config = GenerationConfig()
-    with atomic_directory(folder) as unfinished:
-        model.save_pretrained(unfinished, state_dict=dict(weights))
-        generation.to_json_file(unfinished / GENERATION_CONFIG_NAME)
-        load_tokenizer(config).save_pretrained(unfinished)
-
-
-def _generation_config(config: ModelConfig) -> GenerationConfig | None:
+def load_generation_config(config: ModelConfig) -> GenerationConfig | None:
     """The one beside the model; without one its end tokens are in the model's config."""
-    path = resolve_model_path(config.path, config.load_method)
     try:
-        return GenerationConfig.from_pretrained(path)
+        return GenerationConfig.from_pretrained(resolve_model_path(config.path, config.load_method))
     except OSError:
         return None
 
 
-def resolve_attn_implementation(name: str, device: str) -> str:
-    """`auto` is flash_attention_2 on cuda when the package is there, else sdpa."""
-    if name != "auto":
-        return name
-    has_flash = device == "cuda" and importlib.util.find_spec("flash_attn") is not None
-    return "flash_attention_2" if has_flash else "sdpa"
-
-
-def packs_rows(config: ModelConfig, device: str) -> bool:
-    """Whether a forward lays rows end to end: only flash-attention does that without waste."""
-    kernel = resolve_attn_implementation(config.attn_implementation, device)
-    return config.use_remove_padding and kernel == "flash_attention_2"
+def load_architecture(config: ModelConfig) -> PreTrainedConfig:
+    """The configuration of the model alone. Raises UserError when there is none."""
+    path = resolve_model_path(config.path, config.load_method)
+    with _user_errors(config):
+        return AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -179,24 +155,50 @@ def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 def _pretrained(
     config: ModelConfig, dtype: torch.dtype, device: str, empty: bool
 ) -> PreTrainedModel:
-    path = resolve_model_path(config.path, config.load_method)
+    architecture = without_chance(load_architecture(config))
     options = {
         "dtype": dtype,
-        "attn_implementation": resolve_attn_implementation(config.attn_implementation, device),
+        "attn_implementation": attention_kernel(config.attn_implementation, device, architecture),
         "trust_remote_code": config.trust_remote_code,
     }
+    with _user_errors(config):
+        if empty:
+            model = model_on_meta(architecture, options)
+        else:
+            path = resolve_model_path(config.path, config.load_method)
+            model = AutoModelForCausalLM.from_pretrained(path, config=architecture, **options)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith(_beside_text(model)))
+    return model
+
+
+def _beside_text(model: PreTrainedModel) -> tuple[str, ...]:
+    """Where the parts of a model begin that text does not pass, such as a vision tower: they are
+    never trained."""
+    if model.config.get_text_config(decoder=True) is model.config:
+        return ()
+    decoder = model.get_decoder()
+    path = next(name for name, module in model.named_modules() if module is decoder)
+    parent = path.rpartition(".")[0]
+    head = model.get_output_embeddings()
+    return tuple(
+        f"{parent}.{name}."
+        for name, module in model.get_submodule(parent).named_children()
+        if module is not decoder and module is not head
+    )
+
+
+@contextmanager
+def _user_errors(config: ModelConfig) -> Iterator[None]:
     try:
-        if not empty:
-            return AutoModelForCausalLM.from_pretrained(path, **options)
-        architecture = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
-        return _on_meta_device(architecture, options)
+        yield
     except (OSError, ValueError, ImportError) as error:
         raise UserError(
             f"model.path={config.path!r} cannot be loaded: {_first_line(error)}"
         ) from error
 
 
-def _on_meta_device(architecture: PreTrainedConfig, options: dict) -> PreTrainedModel:
+def model_on_meta(architecture: PreTrainedConfig, options: dict[str, Any]) -> PreTrainedModel:
     """Parameters without storage, buffers (such as rotary frequencies) with their values."""
     from accelerate import init_empty_weights
 
@@ -215,6 +217,7 @@ def _with_lora(model: PreTrainedModel, config: ModelConfig, empty: bool) -> PreT
         lora_alpha=config.lora_alpha,
         target_modules=config.target_modules,
         lora_dropout=0.0,
+        exclude_modules="|".join(f"{re.escape(start)}.*" for start in _beside_text(model)) or None,
     )
     with_adapters = get_peft_model(
         model, lora, autocast_adapter_dtype=False, low_cpu_mem_usage=empty

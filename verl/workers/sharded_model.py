@@ -8,12 +8,13 @@ import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -216,6 +217,7 @@ class ShardedModel:
             UserError: the checkpoint is of another model.
         """
         state = self._state()
+        _drop_unsaved(state["optimizer"]["state"], path)
         try:
             load(state, checkpoint_id=path)
         except CheckpointException as error:
@@ -230,6 +232,7 @@ class ShardedModel:
             self.optimizer,
             model_state_dict=state["model"],
             optim_state_dict=state["optimizer"],
+            options=StateDictOptions(strict=False),  # `load` has found all of the model's
         )
         resume_schedule(self.schedule, state["schedule"])
         if _random_file(path, self.rank).exists():
@@ -278,6 +281,14 @@ def _allocate_shards(model: nn.Module, device: str) -> None:
                 torch.empty_like(parameter, device=device), parameter.requires_grad
             )
             torch.utils.swap_tensors(parameter, shard)
+
+
+def _drop_unsaved(optimizer_state: dict[str, dict[str, Any]], path: Path) -> None:
+    """A parameter that never had a gradient has no optimiser state in the checkpoint."""
+    saved = FileSystemReader(path).read_metadata().state_dict_metadata
+    for name in list(optimizer_state):
+        if all(f"optimizer.state.{name}.{key}" not in saved for key in optimizer_state[name]):
+            del optimizer_state[name]
 
 
 def _random_file(path: Path, rank: int) -> Path:

@@ -11,14 +11,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from verl.config.model import ModelConfig, compute_dtype, resolve_dtype
 from verl.utils.errors import UserError
 from verl.workers import gguf_conversion, model_loading
+from verl.workers.model_export import save_causal_lm
 from verl.workers.model_loading import (
     load_causal_lm,
     load_tokenizer,
     load_value_model,
-    packs_rows,
-    resolve_attn_implementation,
     resolve_model_path,
-    save_causal_lm,
     stop_token_ids,
 )
 
@@ -206,16 +204,6 @@ def test_stop_tokens_of_model_and_tokenizer(tiny_model_path):
     model, tokenizer = load_causal_lm(config, torch.float32), load_tokenizer(config)
     model.generation_config.eos_token_id = [7, 9]
     assert stop_token_ids(model, tokenizer) == {1, 7, 9}
-
-
-def test_attention_and_packing_follow_the_device(monkeypatch):
-    assert resolve_attn_implementation("auto", "cpu") == "sdpa"
-    assert resolve_attn_implementation("eager", "cuda") == "eager"
-    monkeypatch.setattr(model_loading.importlib.util, "find_spec", lambda name: object())
-    assert resolve_attn_implementation("auto", "cuda") == "flash_attention_2"
-    assert packs_rows(ModelConfig(path="x"), "cuda")
-    assert not packs_rows(ModelConfig(path="x", use_remove_padding=False), "cuda")
-    assert not packs_rows(ModelConfig(path="x"), "cpu")
 
 
 def test_dtypes_by_name():

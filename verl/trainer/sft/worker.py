@@ -11,23 +11,19 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from verl.config.sft import SFTConfig, SFTModelConfig
 from verl.protocol import DataProto
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.trainer.sft.batches import BatchSums
-from verl.utils.errors import UserError
 from verl.utils.logging import setup_logging
 from verl.utils.metrics import reduced
+from verl.workers.architecture import attention_kernel, without_chance
 from verl.workers.forward import ForwardInputs, active_logits, policy_statistics
 from verl.workers.fsdp_workers import TrainingWorker
-from verl.workers.model_loading import (
-    load_causal_lm,
-    packs_rows,
-    resolve_attn_implementation,
-    resolve_model_path,
-)
+from verl.workers.model_loading import load_architecture, load_causal_lm
+from verl.workers.model_support import packs_rows
 from verl.workers.passes import LossOutput, MicroBatch, learn, micro_batches, sum_over_ranks
 from verl.workers.runtime import WorkerRuntime
 from verl.workers.sharded_model import ShardedModel
@@ -134,16 +130,10 @@ def load_random_lm(
     """The architecture of `config.path` with weights drawn by torch's seed.
 
     Raises:
-        UserError: the folder has no usable config.json.
+        UserError: there is no usable config.json.
     """
     if empty:
         return load_causal_lm(config, dtype, device=device, empty=True)
-    folder = resolve_model_path(config.path, config.load_method)
-    try:
-        architecture = AutoConfig.from_pretrained(
-            folder, trust_remote_code=config.trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(f"no architecture in {folder!r}: {str(error).splitlines()[0]}") from error
-    kernel = resolve_attn_implementation(config.attn_implementation, device)
+    architecture = without_chance(load_architecture(config))
+    kernel = attention_kernel(config.attn_implementation, device, architecture)
     return AutoModelForCausalLM.from_config(architecture, dtype=dtype, attn_implementation=kernel)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, cast
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 _LORA_PREFIX = "base_model.model."
 
@@ -14,23 +16,42 @@ def is_adapter(name: str) -> bool:
     return ".lora_" in name
 
 
-def merge_lora(state_dict: Mapping[str, Tensor], scaling: float) -> dict[str, Tensor]:
-    """The state dict of a LoRA model as one of its base model: W + scaling * B @ A.
+@torch.no_grad()
+def merge_lora(adapted: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of a LoRA model as one of its base model: each adapted weight plus what peft
+    computes of its adapters, such as lora_alpha / rank * B @ A.
 
-    Hu et al., arXiv:2106.09685, section 4.1; `scaling` = lora_alpha / rank. Without adapters the
-    dict comes back as it is.
+    Hu et al., arXiv:2106.09685, section 4.1. Which layers are adapted, and how (transposed weights,
+    all experts of a layer in one tensor), only peft knows.
+
+    Args:
+        adapted: the LoRA model without its weights (on the meta device); it is given them.
     """
-    merged = {}
-    for name, tensor in state_dict.items():
-        if is_adapter(name):
+    from peft.tuners.lora.layer import LoraLayer, ParamWrapper
+
+    adapted.load_state_dict(state_dict, strict=False, assign=True)
+    merged = {_base_name(n): t for n, t in state_dict.items() if not is_adapter(n)}
+    names = {id(p): n for n, p in adapted.named_parameters()}
+    for layer in adapted.modules():
+        if not isinstance(layer, LoraLayer):
             continue
-        if name.endswith(".base_layer.weight"):
-            layer = name.removesuffix(".base_layer.weight")
-            down = state_dict[f"{layer}.lora_A.default.weight"].float()
-            up = state_dict[f"{layer}.lora_B.default.weight"].float()
-            tensor = (tensor.float() + scaling * (up @ down)).to(tensor.dtype)
-        merged[name.removeprefix(_LORA_PREFIX).replace(".base_layer.", ".")] = tensor
+        base = layer.get_base_layer()
+        weight = layer.get_param() if isinstance(layer, ParamWrapper) else base.weight
+        name = _base_name(names[id(weight)])
+        change: Tensor = cast(Any, layer).get_delta_weight("default")
+        merged[name] = (merged[name].float() + change.float()).to(merged[name].dtype)
     return merged
+
+
+def adapts_experts(adapted: nn.Module) -> bool:
+    """Whether adapters sit on tensors that hold all experts of a layer."""
+    from peft.tuners.lora.layer import ParamWrapper
+
+    return any(isinstance(layer, ParamWrapper) for layer in adapted.modules())
+
+
+def _base_name(name: str) -> str:
+    return name.removeprefix(_LORA_PREFIX).replace(".base_layer", "")
 
 
 def lora_adapters(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ray
+import torch
 from torch import Tensor
 
 from verl.config.model import ModelConfig
 from verl.config.plan import EnginePlan
-from verl.workers.model_loading import save_causal_lm
+from verl.workers.model_export import save_causal_lm
+from verl.workers.model_loading import load_causal_lm
 from verl.workers.sharded_model import ShardedModel
 from verl.workers.weight_sync.client import Receivers
 from verl.workers.weight_sync.gather import full_parameters
@@ -74,12 +76,17 @@ class PolicyWeights:
 
 def merged_weights(sharded: ShardedModel, model: ModelConfig) -> dict[str, Tensor]:
     """Whole weights, LoRA merged, on rank 0; empty on the others, which take part in gathering."""
-    scaling = model.lora_alpha / model.lora_rank if model.lora_rank > 0 else 0.0
-    return merge_lora(sharded.full_state_dict(), scaling)
+    weights = sharded.full_state_dict()
+    if model.lora_rank == 0 or sharded.rank != 0:
+        return weights
+    return merge_lora(load_causal_lm(model, torch.float32, empty=True), weights)
 
 
-def export(sharded: ShardedModel, model: ModelConfig, folder: Path) -> None:
-    """Write the merged model and its tokenizer as a Hugging Face folder. Called on all ranks."""
+def export(
+    sharded: ShardedModel, model: ModelConfig, folder: Path, dtype: torch.dtype | None = None
+) -> None:
+    """Write the merged model and its tokenizer as a Hugging Face folder; see `save_causal_lm`.
+    Called on all ranks."""
     weights = merged_weights(sharded, model)
     if sharded.rank == 0:
-        save_causal_lm(model, weights, folder)
+        save_causal_lm(model, weights, folder, dtype)
