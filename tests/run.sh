@@ -18,7 +18,7 @@ export OMP_NUM_THREADS=1 # the tests start processes of their own, one thread ea
 run() { .venv/bin/python -m pytest --durations=10 "$@"; }
 # Side by side, a module in one process; the slow ones start processes of their own.
 quick() {
-    run -m "not slow and not gpu and not vllm and not alfworld" \
+    run -m "not slow and not gpu and not vllm and not alfworld and not models" \
         --numprocesses auto --maxprocesses 8 --dist loadscope "$@"
 }
 

@@ -366,7 +366,8 @@ def test_adapters_are_synced_as_adapters(model_path):
             }
             adapters = pack_weights(lora_adapters(scaled))
             engine.load_weights(WeightUpdate(version, adapters, kind, checksum(adapters)))
-            merged.load_state_dict(merge_lora(scaled, scaling=8 / 4))
+            structure = load_causal_lm(config, torch.float32, empty=True)
+            merged.load_state_dict(merge_lora(structure, scaled))
             generations = generate(engine, *prompts)
             assert {generation.weight_version for generation in generations} == {version}
             assert_sampled_from(merged, prompts, generations)

@@ -90,7 +90,7 @@ LONGROPE = {
     "rope_theta": 10000.0,
     "short_factor": [1.0] * 16,
     "long_factor": [4.0] * 16,
-    "original_max_position_embeddings": 32,
+    "original_max_position_embeddings": 64,
     "partial_rotary_factor": 1.0,
 }
 
@@ -103,6 +103,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "hunyuan_v1_dense": {"head_dim": 32},
     "hunyuan_v1_moe": {"head_dim": 32},
     "kimi_linear": {"num_experts_per_token": 2},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "mamba2": {"num_heads": 8},
     "ministral": {"head_dim": 32},
@@ -113,10 +114,21 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 }
 # further forms of a type: settings that change what is computed
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "phi3 (longrope)": ("phi3", {"rope_parameters": LONGROPE, "max_position_embeddings": 128}),
+    "phi3 (longrope)": (
+        "phi3",
+        {
+            "rope_parameters": LONGROPE,
+            "original_max_position_embeddings": 64,
+            "max_position_embeddings": 128,
+        },
+    ),
     "qwen2 (sliding window)": (
         "qwen2",
-        {"layer_types": ["full_attention", "sliding_attention"] * 2, "sliding_window": WINDOW},
+        {
+            "layer_types": ["full_attention", "sliding_attention"] * 2,
+            "use_sliding_window": True,
+            "sliding_window": WINDOW,
+        },
     ),
     "llama (tied)": ("llama", {"tie_word_embeddings": True}),
     "llama (rope dynamic)": (

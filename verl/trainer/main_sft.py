@@ -44,6 +44,7 @@ from verl.trainer.sft.worker import SFTWorker
 from verl.utils.errors import UserError
 from verl.utils.importing import load_object
 from verl.workers.model_loading import load_tokenizer
+from verl.workers.model_support import check_model
 from verl.workers.runtime import WorkerRuntime
 
 
@@ -74,6 +75,7 @@ def sft_run(config: SFTConfig, resolved: dict[str, Any]) -> Iterator[SFTTrainer]
     """A trainer with its workers up. Data and paths are checked before Ray starts."""
     run, device = config.trainer, resolve_device(config.trainer.device)
     check_export_dir(Path(run.export_dir))
+    check_model(config.model, "model", tokens=config.data.max_length)
     changes = []
     if (checkpoint := CheckpointStore(run).find()) is not None:
         before = load_saved_sft(checkpoint.parent / CONFIG_FILE)

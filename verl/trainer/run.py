@@ -26,6 +26,7 @@ from verl.trainer.session import open_run_folder, open_tracker, ray_cluster, rec
 from verl.utils.importing import resolve_choice
 from verl.workers.interfaces import AgentWorld
 from verl.workers.model_loading import load_tokenizer, resolve_model_path
+from verl.workers.model_support import check_models
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ def training_run(config: PPOConfig, resolved: dict[str, Any]) -> Iterator[RayPPO
     model, run = config.actor_rollout_ref.model, config.trainer
     resolve_model_path(model.path, model.load_method)
     load_tokenizer(model)
+    check_models(config, plan)
     world = load_world(config)
     world.check()
     plugin = build_plugin(config)

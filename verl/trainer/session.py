@@ -35,6 +35,7 @@ RECORDED_PACKAGES = (
     "torch",
     "ray",
     "transformers",
+    "peft",
     "tensordict",
     "hydra-core",
     "vllm",
