@@ -76,7 +76,8 @@ def _save_with_other_parts(
     named = revert_weight_conversion(loaded, weights)
     for name, tensor in _tensors_on_disk(path).items():
         named.setdefault(name, tensor)
-    save_torch_state_dict(named, folder)
+    # a file takes no views: an expert may be a part of the tensor of all of them
+    save_torch_state_dict({name: tensor.clone() for name, tensor in named.items()}, folder)
     architecture.save_pretrained(folder)
 
 
