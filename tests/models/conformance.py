@@ -26,7 +26,7 @@ from verl.config.optim import OptimConfig
 from verl.config.plan import EnginePlan
 from verl.workers.actor.dp_actor import DataParallelPPOActor
 from verl.workers.forward import forward_inputs, policy_forward, value_forward
-from verl.workers.model_loading import load_causal_lm, load_value_model
+from verl.workers.model_loading import load_architecture, load_causal_lm, load_value_model
 from verl.workers.rollout.base import Generation, RolloutEngine
 from verl.workers.rollout.engines import build_engine
 from verl.workers.rollout.row_cache import ROW_ATTENTION
@@ -40,6 +40,7 @@ TOLERANCE = 1e-3  # nats; rounding of float32 gives up to 5e-5 in these models
 LENGTHS = (12, 30, 21)  # tokens of the rows, the first ones their prompts
 PROMPT = 4
 TURNS = 2
+ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 NEW_TOKENS = 12
 
 
@@ -122,7 +123,7 @@ def wrong_when_packed(folder: Path) -> str | None:
 def wrong_in_training(folder: Path, scratch: Path) -> str | None:
     """Updates, a resumed run against an uninterrupted one, the exported model against both."""
     rows = rows_of()
-    policy = _Policy(ModelConfig(path=str(folder)))
+    policy = Policy(ModelConfig(path=str(folder)))
     before = policy.log_probs(rows)
     policy.update(rows)
     if distance(policy.log_probs(rows), before) < TOLERANCE:
@@ -130,7 +131,7 @@ def wrong_in_training(folder: Path, scratch: Path) -> str | None:
     policy.sharded.save_checkpoint(scratch / "checkpoint")
     policy.update(rows)
     want = policy.log_probs(rows)
-    resumed = _Policy(ModelConfig(path=str(folder)))
+    resumed = Policy(ModelConfig(path=str(folder)))
     resumed.sharded.load_checkpoint(scratch / "checkpoint")
     resumed.update(rows)
     if (nats := distance(resumed.log_probs(rows), want)) > TOLERANCE:
@@ -140,7 +141,7 @@ def wrong_in_training(folder: Path, scratch: Path) -> str | None:
 
 def wrong_with_lora(folder: Path, scratch: Path) -> str | None:
     rows = rows_of()
-    policy = _Policy(ModelConfig(path=str(folder), lora_rank=4, target_modules="all-linear"))
+    policy = Policy(ModelConfig(path=str(folder), lora_rank=4, target_modules="all-linear"))
     before = policy.log_probs(rows)
     for _ in range(2):
         policy.update(rows)
@@ -167,6 +168,11 @@ def wrong_in_critic(folder: Path) -> str | None:
 
 def wrong_in_hf_engine(folder: Path) -> str | None:
     """Sampled log-probs over turns, with the first weights and with others."""
+    text = load_architecture(ModelConfig(path=str(folder))).get_text_config(decoder=True)
+    states = set(getattr(text, "layer_types", None) or ()) - ATTENTION
+    if states:
+        kinds = " and ".join(sorted(states))
+        return f"has {kinds} layers, and the engine's cache rows hold keys and values only"
     config = ActorRolloutRefConfig(
         model=ModelConfig(path=str(folder)), rollout=RolloutConfig(name="hf", max_num_seqs=4)
     )
@@ -180,7 +186,7 @@ def wrong_in_hf_engine(folder: Path) -> str | None:
 
 def wrong_in_engine(engine: RolloutEngine, folder: Path) -> str | None:
     """A started engine against the trainer, before and after it is sent changed weights."""
-    policy = _Policy(ModelConfig(path=str(folder)))
+    policy = Policy(ModelConfig(path=str(folder)))
     for version in range(2):
         if version == 1:
             policy.update(rows_of())
@@ -192,7 +198,7 @@ def wrong_in_engine(engine: RolloutEngine, folder: Path) -> str | None:
     return None
 
 
-class _Policy:
+class Policy:
     """A policy that learns, on one rank."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -204,23 +210,27 @@ class _Policy:
             OptimConfig(lr=1e-2),
             10,
         )
-        self._actor = DataParallelPPOActor(ActorConfig(), self.sharded, temperature=1.0)
+        self._actor = DataParallelPPOActor(
+            ActorConfig(use_kl_loss=True), self.sharded, temperature=1.0
+        )
 
     def log_probs(self, rows: TensorDict) -> Tensor:
         return trainer_log_probs(self.sharded.model.eval(), rows)
 
-    def update(self, rows: TensorDict) -> None:
-        rows["old_log_probs"] = self.log_probs(rows)
+    def update(self, rows: TensorDict) -> dict[str, float]:
+        """On-policy, against a reference that is the policy itself."""
+        rows["old_log_probs"] = rows["ref_log_prob"] = self.log_probs(rows)
         context = UpdateContext(StepContext(0, 10), **loss_normalizers(rows["response_mask"]))
         metrics = self._actor.update_policy(rows, context)
         assert metrics["actor/skipped_steps"].value == 0, "a gradient that is not finite"
+        return {name: metric.value for name, metric in metrics.items()}
 
 
 def _alone(model: PreTrainedModel, rows: TensorDict, row: int) -> Tensor:
     return trainer_log_probs(model, rows[row : row + 1])
 
 
-def _wrong_in_export(policy: _Policy, rows: TensorDict, folder: Path) -> str | None:
+def _wrong_in_export(policy: Policy, rows: TensorDict, folder: Path) -> str | None:
     export(policy.sharded, policy.config, folder)
     exported = transformers_log_probs(folder, rows)
     if (nats := distance(exported, policy.log_probs(rows))) > TOLERANCE:
@@ -228,7 +238,7 @@ def _wrong_in_export(policy: _Policy, rows: TensorDict, folder: Path) -> str | N
     return None
 
 
-def _engine_distance(engine: RolloutEngine, policy: _Policy) -> float:
+def _engine_distance(engine: RolloutEngine, policy: Policy) -> float:
     """Over conversations of some turns that run side by side."""
     conversations = asyncio.run(_conversations(engine))
     distances = []

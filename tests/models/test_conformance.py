@@ -15,6 +15,8 @@ from verl.workers.weight_sync import merge_lora
 
 from . import conformance
 from .conformance import (
+    Policy,
+    rows_of,
     wrong_in_forward,
     wrong_in_hf_engine,
     wrong_when_packed,
@@ -95,6 +97,13 @@ def test_dropout_in_an_update_is_found(tmp_path, monkeypatch):
     assert wrong_in_forward(folder) is None
     monkeypatch.setattr(model_loading, "without_chance", lambda config: config)
     assert "something else in an update" in wrong_in_forward(folder)
+
+
+def test_a_first_update_on_policy_is_neither_clipped_nor_away_from_itself(tmp_path):
+    config = ModelConfig(path=str(write_tiny_model("gpt2", tmp_path / "gpt2")))
+    metrics = Policy(config).update(rows_of())
+    assert metrics["actor/pg_clipfrac"] == 0.0
+    assert metrics["actor/kl_loss"] == pytest.approx(0.0, abs=1e-9)
 
 
 def test_rescaled_positions_are_found(tmp_path, monkeypatch):
