@@ -78,7 +78,8 @@ class RolloutWorker:
                     request_timeout_s=policy.rollout.request_timeout_s,
                 )
             resources.callback(self._engine.close)
-            self._engine.start()
+            with self._engine_failures():
+                self._engine.start()
             if weights is not None:
                 self.update_weights(weights)
             self._loop = LoopThread(name=self._name)
@@ -170,7 +171,7 @@ class RolloutWorker:
         except EngineGaveUpError as error:
             raise UserError(
                 f"the engine of {self._name} failed: {error}; see "
-                f"{self._run_dir / self._name}.log and Ray's worker logs for the reason; if memory "
+                f"{self._run_dir / self._name}.log and Ray's worker logs for more; if memory "
                 "ran out, lower actor_rollout_ref.rollout.max_num_seqs, gpu_memory_utilization (on "
                 "a GPU) or cpu_kv_cache_gb (on a CPU); then run the same command again, which "
                 "resumes from the last checkpoint"

@@ -35,6 +35,7 @@ def test_three_steps_of_frozen_lake(tmp_path):
         "actor_rollout_ref.rollout.check_weights=true",
         "actor_rollout_ref.actor.ppo_mini_batch_size=4",
         "data.train_batch_size=4",
+        "data.max_prompt_length=700",
         "data.max_response_length=256",
         "env.rollout.n=4",
         "env.max_steps=4",

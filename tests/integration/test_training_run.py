@@ -276,6 +276,7 @@ def test_ppo_with_critic_reference_and_turn_rows(tmp_path, undeclared_metrics):
         (["actor_rollout_ref.model.path=/no/such/model"], ["/no/such/model"]),
         (["env.env_name=sciworld/Nowhere"], ["sciworld/Nowhere", "sciworld/SciWorldEnv"]),
         (["env.train.name=L9_train"], ["L9_train"]),
+        (["data.max_prompt_length=1001"], ["rows of 1025 tokens", "max_position_embeddings=1024"]),
         (["algorithm.adv_estimator=grop"], ["grop", "grpo"]),
         (["trainer.logger=[consol]"], ["consol", "console"]),
         (["trainer.n_gpus_per_node=4000"], ["4000"]),

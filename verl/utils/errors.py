@@ -1,4 +1,10 @@
-"""The error a user can fix."""
+"""The error a user can fix, and what another one comes from."""
+
+from __future__ import annotations
+
+import textwrap
+
+REASON_CHARS = 300  # of an error in somebody else's words, in a message
 
 
 class UserError(Exception):
@@ -6,3 +12,11 @@ class UserError(Exception):
 
     The entry points print it without a traceback and exit with code 2.
     """
+
+
+def root_cause(error: BaseException) -> str:
+    """The error that `error` comes from, by its type and in its own words, on one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    words = textwrap.shorten(str(error), REASON_CHARS, placeholder=" ...")
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import deepcopy
+from typing import NamedTuple
 
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
@@ -63,6 +64,34 @@ def longest_row(architecture: PreTrainedConfig) -> int | None:
         if key is not None:
             limits.append(kind.get(key) or getattr(text, key))
     return min(limits, default=None)
+
+
+class Positions(NamedTuple):
+    """Room for `tokens`; `origin`: how the number comes about, in the names of config.json."""
+
+    tokens: int
+    origin: str
+
+
+def positions_of(architecture: PreTrainedConfig) -> Positions | None:
+    """What the model was made for; None of one without a limit (ALiBi, state spaces).
+
+    Of scaled frequencies most configurations state the scaled length. With linear ones they state
+    that before, and so they may where a user has switched the scaling on.
+    """
+    text = architecture.get_text_config(decoder=True)
+    stated = getattr(text, "max_position_embeddings", None)
+    if stated is None or getattr(text, "alibi", False):
+        return None
+    rope = getattr(text, "rope_parameters", None) or {}
+    factor = rope.get("factor") or 1
+    before = rope.get("original_max_position_embeddings") or 0
+    if rope.get("rope_type") == "linear":
+        before = stated
+    if before * factor <= stated:
+        return Positions(stated, f"max_position_embeddings={stated}")
+    scaling = f"{before} x {factor:g} of rope {rope['rope_type']}"
+    return Positions(int(before * factor), scaling)
 
 
 def _left_out(kernel: str, architecture: PreTrainedConfig) -> str | None:

@@ -17,7 +17,7 @@ from verl.config.model import ModelConfig
 from verl.config.plan import EnginePlan, RunPlan
 from verl.config.root import PPOConfig
 from verl.utils.errors import UserError
-from verl.workers.architecture import FLASH, attention_kernel, longest_row
+from verl.workers.architecture import FLASH, attention_kernel, longest_row, positions_of
 from verl.workers.model_loading import load_architecture, load_causal_lm
 from verl.workers.weight_sync.lora import adapts_experts
 
@@ -100,9 +100,23 @@ def check_model(model: ModelConfig, key: str, *, tokens: int) -> None:
             f"frequencies as soon as one has more than {longest} tokens, and rows of {tokens} are "
             f"asked for; lower the lengths of data to {longest} together, or choose another model"
         )
+    _check_positions(model, key, tokens, "the lengths of data together")
+
+
+def _check_positions(model: ModelConfig, key: str, tokens: int, lengths: str) -> None:
+    """What a model computes beyond its positions is noise or an error."""
+    positions = positions_of(load_architecture(model))
+    if positions is not None and tokens > positions.tokens:
+        raise UserError(
+            f"{key}.path={model.path!r} has {positions.tokens} positions ({positions.origin}), and "
+            f"rows of {tokens} tokens are asked for; lower {lengths} to {positions.tokens}, or "
+            "choose another model"
+        )
 
 
 def _check_engine(model: ModelConfig, engine: EnginePlan) -> None:
+    key = "actor_rollout_ref.rollout.max_model_len"
+    _check_positions(model, "actor_rollout_ref.model", engine.max_model_len, key)
     kind = load_architecture(model).model_type
     support = measured().get(kind)
     reasons = {} if support is None else {"hf": support.hf, "vllm": support.vllm}

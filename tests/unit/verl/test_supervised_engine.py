@@ -56,7 +56,7 @@ class FakeEngine:
             self.cancelled.append(trajectory_id)
             raise
         if self.dead or self.closed:
-            raise EngineDiedError("the core process is gone")
+            raise EngineDiedError("it serves no more") from IndexError("index out of\n range")
         return Generation((*prompt_ids, sampling.seed), (), "stop", self.version)
 
     def release(self, trajectory_id):
@@ -186,7 +186,7 @@ def test_a_second_death_in_a_row_reaches_everybody():
     results = ask_all(engine, 6)
     assert {type(result) for result in results} == {EngineGaveUpError}
     assert "restarted and died again before it completed a request" in str(results[0])
-    assert "the core process is gone" in str(results[0])
+    assert "(IndexError: index out of range)" in str(results[0])  # on one line
     assert first.closed and second.closed
     with pytest.raises(EngineGaveUpError):
         asyncio.run(ask(engine, 9))
@@ -200,8 +200,8 @@ def test_a_second_death_in_a_row_reaches_everybody():
 @pytest.mark.parametrize(
     ("broken", "reason"),
     [
-        (FakeEngine(fails_to=["start"]), "no room for the cache"),
-        (FakeEngine(fails_to=["load"]), "it died while loading"),
+        (FakeEngine(fails_to=["start"]), "MemoryError: no room for the cache"),
+        (FakeEngine(fails_to=["load"]), "EngineDiedError: it died while loading"),
     ],
 )
 def test_a_restart_that_fails_reaches_everybody(broken, reason):
@@ -211,6 +211,12 @@ def test_a_restart_that_fails_reaches_everybody(broken, reason):
     assert {type(result) for result in results} == {EngineGaveUpError}
     assert f"cannot be restarted ({reason})" in str(results[0])
     assert broken.closed
+
+
+def test_an_engine_that_does_not_start_says_why():
+    engine = SupervisedEngine(lambda: FakeEngine(fails_to=["start"]), request_timeout_s=1)
+    with pytest.raises(EngineGaveUpError, match=r"not start \(MemoryError: no room for the cache"):
+        engine.start()
 
 
 def test_a_dead_engine_that_does_not_close_is_replaced_all_the_same(caplog):
@@ -332,6 +338,7 @@ def test_weights_that_were_sent_directly_cannot_be_loaded_again():
     assert ask_all(engine, 1)[0].weight_version == 3
     [result] = ask_all(engine, 1)
     assert type(result) is WeightsLostError
+    assert "the engine died (IndexError: index out of range)" in str(result)
 
 
 def test_requests_that_are_open_at_close_do_not_restart_it():

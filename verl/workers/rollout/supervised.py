@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar, cast
 
+from verl.utils.errors import UserError, root_cause
 from verl.workers.rollout.accounting import RequestLog
 from verl.workers.rollout.base import (
     ComparingEngine,
@@ -77,7 +78,13 @@ class SupervisedEngine:
         self._closed = False
 
     def start(self) -> None:
-        self._life.result().start()
+        """Raises EngineGaveUpError, or the UserError that the engine raises."""
+        try:
+            self._life.result().start()
+        except UserError:
+            raise
+        except Exception as failure:
+            raise EngineGaveUpError(f"it does not start ({root_cause(failure)})") from failure
 
     async def generate(
         self, prompt_ids: Sequence[int], sampling: SamplingSettings, *, trajectory_id: str
@@ -214,9 +221,10 @@ class SupervisedEngine:
             _close(dead)
             if died_again:
                 raise EngineGaveUpError(
-                    f"it was restarted and died again before it completed a request ({error})"
+                    "it was restarted and died again before it completed a request "
+                    f"({root_cause(error)})"
                 ) from error
-            engine = self._start_next()
+            engine = self._start_next(error)
         except Exception as failure:
             logger.exception("the rollout engine is given up")
             life.set_exception(failure)
@@ -224,10 +232,17 @@ class SupervisedEngine:
             logger.warning("the rollout engine serves again; open requests are sent once more")
             life.set_result(engine)
 
-    def _start_next(self) -> RolloutEngine:
-        """An engine with the last weights. Raises EngineGaveUpError."""
+    def _start_next(self, death: EngineDiedError) -> RolloutEngine:
+        """An engine with the last weights, after the `death` of another.
+
+        Raises:
+            WeightsLostError: nobody here has them.
+            EngineGaveUpError: it does not start.
+        """
         if self._was_sent_weights:
-            raise WeightsLostError("the engine died, and with it the weights it was sent")
+            raise WeightsLostError(
+                f"the engine died ({root_cause(death)}), and with it the weights it was sent"
+            ) from death
         try:
             engine = self._build()
             try:
@@ -238,7 +253,9 @@ class SupervisedEngine:
                 _close(engine)
                 raise
         except Exception as failure:
-            raise EngineGaveUpError(f"it died and cannot be restarted ({failure})") from failure
+            raise EngineGaveUpError(
+                f"it died and cannot be restarted ({root_cause(failure)})"
+            ) from failure
         return engine
 
 

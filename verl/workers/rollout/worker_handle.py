@@ -11,7 +11,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ObjectLostError, RayActorError
 
-from verl.utils.errors import UserError
+from verl.utils.errors import UserError, root_cause
 from verl.workers.interfaces import Episode
 from verl.workers.rollout.base import SamplingSettings
 from verl.workers.rollout.supervised import WeightsLostError
@@ -96,15 +96,17 @@ class WorkerHandle:
             UserError: the one before was lost just so; or its weights cannot be had.
             RuntimeError: the workers are closed.
         """
+        # an error of the worker's own arrives as one whose text is the remote traceback
+        reason = root_cause(getattr(error, "cause", None) or error)
         with self._closing:
             if self._closed:
                 raise RuntimeError("the rollout workers are closed") from error
             if not self._has_delivered:
                 raise UserError(
-                    f"{self._name} was restarted and died again before it finished an episode; "
-                    f"{self._advice}"
+                    f"{self._name} was restarted and died again before it finished an episode "
+                    f"({reason}); {self._advice}"
                 ) from error
-            logger.warning("%s died and is started anew: %s", self._name, error)
+            logger.warning("%s died and is started anew: %s", self._name, reason)
             ray.kill(self.actor)  # it may be unreachable instead of dead
             self.restarts += 1
             self._has_delivered = False
