@@ -94,15 +94,32 @@ LONGROPE = {
     "partial_rotary_factor": 1.0,
 }
 
+# layers that see everything have larger heads
+GEMMA_4 = {"per_layer_config": {1: {"head_dim": 64}, 3: {"head_dim": 64}}}
+
 OVERRIDES: dict[str, dict[str, Any]] = {
     "codegen": {"rotary_dim": 16},
     "deepseek_v2": {"topk_method": "greedy", "num_experts_per_tok": 2},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
     "gemma2": {"attn_logit_softcapping": 2.0},  # 50 hides what a kernel without it does
+    "gemma3n_text": {
+        "intermediate_size": [96] * LAYERS,
+        "activation_sparsity_pattern": [0.5, 0.0] * 2,
+    },
+    "gemma4": GEMMA_4,
+    "gemma4_text": GEMMA_4,
+    "gemma4_unified": GEMMA_4,
+    "gemma4_unified_text": GEMMA_4,
+    "gpt_neo": {
+        "attention_types": [[["global", "local"], 2]],
+        "attention_layers": ["global", "local"] * 2,
+        "window_size": WINDOW,
+    },
     "gptj": {"rotary_dim": 16},
     "hunyuan_v1_dense": {"head_dim": 32},
     "hunyuan_v1_moe": {"head_dim": 32},
     "kimi_linear": {"num_experts_per_token": 2},
+    "laguna": {"num_attention_heads_per_layer": [4] * LAYERS},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "mamba2": {"num_heads": 8},
@@ -110,7 +127,14 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": WINDOW},
     "nemotron": {"num_key_value_heads": 2},
     "zamba": {"attention_head_dim": 64, "attention_hidden_size": 256, "n_mamba_heads": 2},
-    "zamba2": {"mamba_headdim": 32, "attention_head_dim": 64, "attention_hidden_size": 256},
+    "zaya": {"num_experts_per_tok": 1},
+    "zamba2": {
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "hybrid_layer_ids": [1, 3],
+        "mamba_headdim": 32,
+        "attention_head_dim": 64,
+        "attention_hidden_size": 256,
+    },
 }
 # further forms of a type: settings that change what is computed
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
