@@ -2,11 +2,12 @@
 
 import json
 import re
+from itertools import product
 
 import pytest
 
 from agent_system.environments.env_package.sciworld.build_variations import read_variations
-from agent_system.environments.env_package.sciworld.env import SciWorldEnv
+from agent_system.environments.env_package.sciworld.env import SciWorldEnv, means_reset
 from agent_system.environments.env_package.sciworld.options import PRESETS, SciWorldOptions
 from agent_system.environments.env_package.sciworld.rename import Renaming
 from agent_system.environments.env_package.sciworld.tasks import VARIATIONS_FILE
@@ -14,6 +15,11 @@ from agent_system.environments.env_package.sciworld.tasks import VARIATIONS_FILE
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 LIVING = ("find-living-thing", 0)
+# What may stand between and after two words of a command.
+ENDS = (
+    (" ", "  ", "\t", "\x0b", "\xa0", " a ", " my ", "-"),
+    ("", ".", " now", " an", "\x07", "\u2028"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +98,22 @@ def test_an_ambiguous_command_is_settled_by_a_number(env):
     assert "glass cup" in env.step("inventory")[0]
 
 
+RESETS = ("reset task", "Reset the TASK", "an reset a task the", "\x01reset task\x1b")
+
+
 def test_the_task_cannot_be_reset(env):
     start(env, *LIVING)
-    play(env, ["teleport to kitchen", "focus on table", "reset task"])
+    play(env, ["teleport to kitchen", "focus on table", *RESETS])
     assert env.step("look around")[4]["score"] == -100
+
+
+def test_the_simulator_takes_for_a_reset_what_is_kept_from_it(env):
+    near = [f"{start}reset{middle}task{end}" for start, middle, end in product(("", "the "), *ENDS)]
+    start(env, *LIVING)
+    for command in [*RESETS, *near]:
+        resets = env._simulator.step(command).startswith("You reset")
+        assert resets <= means_reset(command), command
+    assert all(map(means_reset, RESETS))
 
 
 @pytest.mark.parametrize("task", [LIVING, ("boil", 2), ("lifespan-longest-lived", 1)])

@@ -103,11 +103,13 @@ def test_waiting_past_the_published_limit_succeeds_leniently_only(play):
     assert steps[1][4]["lenient_success"] is True
 
 
-@pytest.mark.parametrize("command", ["reset task", " Reset  TASK "])
+@pytest.mark.parametrize(
+    "command",
+    ["reset task", " Reset  TASK ", "reset the task", "An reset A\ttask the", "\x01reset task\x1b"],
+)
 def test_the_task_cannot_be_reset(play, command):
     env, _, steps = play("teleport to kitchen", command)
-    assert command not in env._simulator.commands
-    assert "reset task" not in env._simulator.commands
+    assert env._simulator.commands[-1] == "teleport to kitchen"
     assert steps[1][0] == "No known action matches that input."
     assert (steps[1][1], steps[1][4]["score"]) == (0.0, 8)
 

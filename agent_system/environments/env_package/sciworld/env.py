@@ -20,6 +20,9 @@ SUCCESS_SCORE = 100
 PUBLISHED_MOVE_LIMIT = 100
 # It would wipe the score of a lost episode; the answer is the simulator's own to nonsense.
 RESET_COMMAND = "reset task"
+# The simulator's parser leaves them out, and what Java's `trim` takes for blanks.
+ARTICLES = frozenset({"a", "an", "the"})
+CONTROL_CHARACTERS = str.maketrans(dict.fromkeys(map(chr, range(32)), " "))
 INVALID_ANSWER = "No known action matches that input."
 
 
@@ -78,7 +81,7 @@ class SciWorldEnv(gymnasium.Env[str, str]):
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Play one command."""
         command = self._renaming.invert(sendable(action))
-        if command.lower() == RESET_COMMAND:
+        if means_reset(command):
             return self._observe(INVALID_ANSWER)
         answer = self._simulator.step(command)
         if self._looks_after_teleport and answer.startswith("You teleport to"):
@@ -114,6 +117,12 @@ class SciWorldEnv(gymnasium.Env[str, str]):
     def _admissible_actions(self) -> list[str]:
         actions = self._simulator.valid_actions()
         return sorted(self._renaming.apply(a) for a in actions if a != RESET_COMMAND)
+
+
+def means_reset(command: str) -> bool:
+    """Whether the simulator would read `command` as RESET_COMMAND."""
+    words = command.lower().translate(CONTROL_CHARACTERS).split()
+    return " ".join(word for word in words if word not in ARTICLES) == RESET_COMMAND
 
 
 def _coordinates(options: Mapping[str, Any] | None) -> Mapping[str, Any]:
