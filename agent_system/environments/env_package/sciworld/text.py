@@ -1,6 +1,6 @@
 """Shorter observations: the simulator's listings as "room : item , item". Pure functions.
 
-The simulator lists a room's objects in an order that changes between equal runs; sorted, equal
+The simulator lists a room's objects in an order that tells how the state came about; sorted, equal
 states have equal texts. What is lost: doors, the state of devices and what containers hold, so
 this suits the tasks whose objects lie in the open (find-*).
 """
