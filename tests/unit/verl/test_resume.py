@@ -11,7 +11,7 @@ from verl.trainer import main_ppo, main_sft, session
 from verl.trainer.checkpoint import CheckpointStore, changes_on_resume, tell_changes
 from verl.utils.errors import UserError
 
-CLONING = ["model.path=small", "data.train_files=[a.jsonl]"]
+CLONING = ["model.path=small", "data.train_files=[a.jsonl]", "data.max_length=512"]
 
 
 def a_run(folder, composed, config):
