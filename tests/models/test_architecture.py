@@ -98,7 +98,15 @@ def test_rows_are_packed_only_where_that_was_measured(flash_attention, tmp_path)
 def test_what_was_measured_wrong_is_refused(tmp_path):
     bert = folder_of(tiny_config("bert"), tmp_path / "bert")
     with pytest.raises(UserError, match=r"bert lets a token's log-prob depend on later tokens"):
-        check_model(ModelConfig(path=bert), "model", tokens=10)
+        check_model(ModelConfig(path=bert), "model", tokens=10, device="cpu")
+
+
+def test_a_kernel_is_refused_before_anything_starts(tmp_path):
+    path = folder_of(tiny_config("gemma2"), tmp_path)
+    with pytest.raises(UserError, match="drops attn_logit_softcapping"):
+        check_model(
+            ModelConfig(path=path, attn_implementation="sdpa"), "model", tokens=9, device="cpu"
+        )
 
 
 def test_what_was_not_measured_is_refused_unless_it_is_accepted(tmp_path, monkeypatch):
@@ -106,15 +114,15 @@ def test_what_was_not_measured_is_refused_unless_it_is_accepted(tmp_path, monkey
     monkeypatch.setattr(model_support, "measured", dict)
     message = r"is a llama, which is not among .* set model.accept_untested=true"
     with pytest.raises(UserError, match=message):
-        check_model(ModelConfig(path=folder), "model", tokens=10)
-    check_model(ModelConfig(path=folder, accept_untested=True), "model", tokens=10)
+        check_model(ModelConfig(path=folder), "model", tokens=10, device="cpu")
+    check_model(ModelConfig(path=folder, accept_untested=True), "model", tokens=10, device="cpu")
 
 
 def test_rows_beyond_the_first_frequencies_are_refused(tmp_path):
     folder = folder_of(tiny_config("phi3 (longrope)"), tmp_path)
-    check_model(ModelConfig(path=folder), "model", tokens=64)
+    check_model(ModelConfig(path=folder), "model", tokens=64, device="cpu")
     with pytest.raises(UserError, match="one has more than 64 tokens, and rows of 65"):
-        check_model(ModelConfig(path=folder), "model", tokens=65)
+        check_model(ModelConfig(path=folder), "model", tokens=65, device="cpu")
 
 
 def test_the_shipped_policy_is_supported():

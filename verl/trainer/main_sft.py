@@ -75,7 +75,7 @@ def sft_run(config: SFTConfig, resolved: dict[str, Any]) -> Iterator[SFTTrainer]
     """A trainer with its workers up. Data and paths are checked before Ray starts."""
     run, device = config.trainer, resolve_device(config.trainer.device)
     check_export_dir(Path(run.export_dir))
-    check_model(config.model, "model", tokens=config.data.max_length)
+    check_model(config.model, "model", tokens=config.data.max_length, device=device)
     changes = []
     if (checkpoint := CheckpointStore(run).find()) is not None:
         before = load_saved_sft(checkpoint.parent / CONFIG_FILE)

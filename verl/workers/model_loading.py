@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -219,9 +220,13 @@ def _with_lora(model: PreTrainedModel, config: ModelConfig, empty: bool) -> PreT
         lora_dropout=0.0,
         exclude_modules="|".join(f"{re.escape(start)}.*" for start in _beside_text(model)) or None,
     )
-    with_adapters = get_peft_model(
-        model, lora, autocast_adapter_dtype=False, low_cpu_mem_usage=empty
-    )
+    with (
+        warnings.catch_warnings()
+    ):  # of what peft itself decides about experts and transposed weights
+        warnings.filterwarnings("ignore", message=".*(did not match any targeted|fan_in_fan_out)")
+        with_adapters = get_peft_model(
+            model, lora, autocast_adapter_dtype=False, low_cpu_mem_usage=empty
+        )
     return cast(PreTrainedModel, with_adapters)  # it forwards what it lacks to the model
 
 

@@ -56,10 +56,11 @@ def check_models(config: PPOConfig, plan: RunPlan) -> None:
         UserError: with the reason and the way out.
     """
     tokens = config.data.max_prompt_length + config.data.max_response_length
-    check_model(config.actor_rollout_ref.model, "actor_rollout_ref.model", tokens=tokens)
+    policy = config.actor_rollout_ref.model
+    check_model(policy, "actor_rollout_ref.model", tokens=tokens, device=plan.device)
     _check_engine(config.actor_rollout_ref.model, plan.engine)
     if plan.has_critic:
-        check_model(config.critic.model, "critic.model", tokens=tokens)
+        check_model(config.critic.model, "critic.model", tokens=tokens, device=plan.device)
         kind = load_architecture(config.critic.model).model_type
         if (support := measured().get(kind)) is not None:
             _refuse(
@@ -71,11 +72,12 @@ def check_models(config: PPOConfig, plan: RunPlan) -> None:
             )
 
 
-def check_model(model: ModelConfig, key: str, *, tokens: int) -> None:
+def check_model(model: ModelConfig, key: str, *, tokens: int, device: str) -> None:
     """Refuse a model that cannot be trained right.
 
     Args:
-        key: where `model` stands in the configuration. tokens: the longest row.
+        key: where `model` stands in the configuration. tokens: the longest row. device: of the
+            trainer.
 
     Raises:
         UserError: with the reason and the way out.
@@ -93,6 +95,7 @@ def check_model(model: ModelConfig, key: str, *, tokens: int) -> None:
             "docs/models.md, so whether its numbers are right is not known; choose one of those, "
             f"or set {key}.accept_untested=true"
         )
+    attention_kernel(model.attn_implementation, device, architecture)
     longest = longest_row(architecture)
     if longest is not None and tokens > longest:
         raise UserError(
