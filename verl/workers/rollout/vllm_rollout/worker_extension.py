@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import psutil
 from safetensors import safe_open
 from torch import Tensor
+from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.platforms import current_platform
 
 from verl.workers.weight_sync.packing import checksum, pack_weights
 
@@ -30,11 +32,16 @@ class WeightReceiver:
     def reload_from_file(self, path: str) -> None:
         """Replace all weights in place, converting and re-packing them as vLLM needs them.
 
-        On a CPU a head computes with a packed copy of its weight, and `reload_weights` renews the
-        copies of the layers that are loaded: not that of a head which is tied to the embedding.
+        What `reload_weights` leaves as it was on a CPU: the packed copy with which a head that is
+        tied to the embedding computes; and experts unpacked, which are packed with their kernel.
         """
+        layers = list(self.model_runner.get_model().modules())
+        if current_platform.is_cpu():
+            for layer in layers:
+                if isinstance(layer, RoutedExperts):
+                    layer.quant_method.moe_kernel = None  # so that it is made anew
         self.model_runner.reload_weights(weights_iterator=_weights(path))
-        for layer in self.model_runner.get_model().modules():
+        for layer in layers:
             if isinstance(layer, ParallelLMHead):
                 layer.quant_method.process_weights_after_loading(layer)
 
