@@ -41,7 +41,7 @@ class Policy(nn.Module):
 def source():
     from verl.workers.weight_sync.sender import PolicySource
 
-    return PolicySource(Policy(), torch.bfloat16, torch.device("cpu"))
+    return PolicySource(Policy(), torch.bfloat16, torch.device("cpu"), iter)
 
 
 class Worker:

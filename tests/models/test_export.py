@@ -5,14 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from verl.config.model import ModelConfig
-from verl.config.shipped import SMALL_POLICY
 from verl.workers.model_export import save_causal_lm
 from verl.workers.model_loading import load_causal_lm
 
-from .tiny import tiny_config, write_tiny_model
+from .tiny import write_tiny_model, write_with_vision
 
 
 def tensors_of(folder):
@@ -57,14 +56,7 @@ def test_weights_of_another_model_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["qwen3_5", "qwen3_5_moe", "gemma3"])
 def test_a_vision_tower_comes_along(tmp_path, name):
-    config = tiny_config(name)
-    vision = config.vision_config
-    if hasattr(vision, "depth"):
-        vision.depth, vision.out_hidden_size = 1, config.get_text_config().hidden_size
-    path = tmp_path / "whole"
-    AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16).save_pretrained(path)
-    AutoTokenizer.from_pretrained(SMALL_POLICY).save_pretrained(path)
-
+    path = write_with_vision(name, tmp_path / "whole")
     weights = changed_weights(path)
     save_causal_lm(ModelConfig(path=str(path)), weights, tmp_path / "out")
     before, after = tensors_of(path), tensors_of(tmp_path / "out")

@@ -11,7 +11,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedConfig,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from verl.config.shipped import SMALL_POLICY
@@ -34,7 +40,7 @@ NAMES: dict[str, str] = {
     "expert": (
         "moe_intermediate_size shared_expert_intermediate_size shared_intermediate_size "
         "moe_shared_expert_intermediate_size expert_ffn_hidden_size moe_ffn_hidden_size "
-        "qk_rope_head_dim linear_key_head_dim linear_value_head_dim mamba_d_state state_size "
+        "linear_key_head_dim linear_value_head_dim mamba_d_state state_size "
         "ssm_state_size hidden_size_per_layer_input"
     ),
     "layers": (
@@ -56,9 +62,11 @@ NAMES: dict[str, str] = {
     ),
     "zero": "num_kv_shared_layers",
     "head": (
-        "head_dim global_head_dim kv_channels q_lora_rank kv_lora_rank qk_nope_head_dim v_head_dim "
+        "head_dim global_head_dim kv_channels q_lora_rank qk_nope_head_dim v_head_dim "
         "index_head_dim linear_head_dim mamba_d_head mamba_head_dim o_lora_rank"
     ),
+    "latent": "kv_lora_rank",
+    "rotary": "qk_rope_head_dim",
     "mamba_heads": "mamba_n_heads mamba_num_heads",
     "mamba_inner": "mamba_d_ssm",
     "positions": (
@@ -77,6 +85,8 @@ NUMBERS = {
     "one": 1,
     "zero": 0,
     "head": 32,
+    "latent": 512,  # with the next one the only size that vLLM computes on a CPU
+    "rotary": 64,
     "mamba_heads": 8,
     "mamba_inner": 256,
     "positions": 256,
@@ -98,9 +108,11 @@ LONGROPE = {
 GEMMA_4 = {"per_layer_config": {1: {"head_dim": 64}, 3: {"head_dim": 64}}}
 
 OVERRIDES: dict[str, dict[str, Any]] = {
+    "afmoe": {"score_func": "sigmoid"},  # for vLLM
     "codegen": {"rotary_dim": 16},
     "deepseek_v2": {"topk_method": "greedy", "num_experts_per_tok": 2},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
+    "deepseek_v3": {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},  # for vLLM
     "gemma2": {"attn_logit_softcapping": 2.0},  # 50 hides what a kernel without it does
     "gemma3n_text": {
         "intermediate_size": [96] * LAYERS,
@@ -120,8 +132,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe": {"head_dim": 32},
     "kimi_linear": {"num_experts_per_token": 2},
     "laguna": {"num_attention_heads_per_layer": [4] * LAYERS},
-    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
-    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2, "conv_dim": 128, "block_dim": 128},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "conv_dim": 128},
     "mamba2": {"num_heads": 8},
     "ministral": {"head_dim": 32},
     "mistral": {"sliding_window": WINDOW},
@@ -184,6 +196,19 @@ def write_tiny_model(name: str, folder: Path) -> Path:
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=SPREAD)
     model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(SMALL_POLICY).save_pretrained(folder)
+    return folder
+
+
+def write_with_vision(name: str, folder: Path) -> Path:
+    """Of a vision-language type, its checkpoint as it is published: bfloat16, one small vision
+    layer."""
+    config = tiny_config(name)
+    vision = config.vision_config
+    if hasattr(vision, "depth"):
+        vision.depth, vision.out_hidden_size = 1, config.get_text_config().hidden_size
+    torch.manual_seed(0)
+    AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
     AutoTokenizer.from_pretrained(SMALL_POLICY).save_pretrained(folder)
     return folder
 

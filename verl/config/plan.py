@@ -26,6 +26,12 @@ class EnginePlan:
     transport: Transport = "object_store"  # the way its weights take
     takes_adapters: bool = False  # of a LoRA policy; else it is sent merged weights
 
+    @property
+    def reads_checkpoints(self) -> bool:
+        """Whether it is sent tensors as the model's checkpoint has them, not as transformers
+        holds them in memory."""
+        return self.name == "vllm"
+
 
 @dataclass(frozen=True)
 class RunPlan:

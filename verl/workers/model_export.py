@@ -10,12 +10,12 @@ import torch
 from huggingface_hub import save_torch_state_dict, snapshot_download
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from verl.config.model import ModelConfig
 from verl.utils.atomic import atomic_directory
+from verl.workers.checkpoint_names import CheckpointNames
 from verl.workers.model_loading import (
     load_architecture,
     load_generation_config,
@@ -67,13 +67,9 @@ def save_causal_lm(
 def _save_with_other_parts(
     config: ModelConfig, architecture: PreTrainedConfig, weights: dict[str, Tensor], folder: Path
 ) -> None:
-    """The checkpoint at `config.path` with the language model replaced.
-
-    Its own names for the weights are known to a model that was loaded from it.
-    """
+    """The checkpoint at `config.path` with the language model replaced."""
     path = resolve_model_path(config.path, config.load_method)
-    loaded = AutoModelForCausalLM.from_pretrained(path, dtype=next(iter(weights.values())).dtype)
-    named = revert_weight_conversion(loaded, weights)
+    named = CheckpointNames(config).convert(weights)
     for name, tensor in _tensors_on_disk(path).items():
         named.setdefault(name, tensor)
     # a file takes no views: an expert may be a part of the tensor of all of them

@@ -18,6 +18,7 @@ from verl.config.plan import EnginePlan, RunPlan
 from verl.config.root import PPOConfig
 from verl.utils.errors import UserError
 from verl.workers.architecture import FLASH, attention_kernel, longest_row, positions_of
+from verl.workers.checkpoint_names import check_names
 from verl.workers.model_loading import load_architecture, load_causal_lm
 from verl.workers.weight_sync.lora import adapts_experts
 
@@ -131,6 +132,8 @@ def _check_engine(model: ModelConfig, engine: EnginePlan) -> None:
         reasons.get(engine.name),
         f"set actor_rollout_ref.rollout.name={others[0]}" if others else "choose another model",
     )
+    if engine.reads_checkpoints:
+        check_names(model)
     if engine.takes_adapters and adapts_experts(load_causal_lm(model, torch.float32, empty=True)):
         raise UserError(
             f"actor_rollout_ref.model.target_modules={model.target_modules} puts adapters on the "

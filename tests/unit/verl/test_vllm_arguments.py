@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.models.tiny import write_tiny_model
 from verl.config.actor import ActorRolloutRefConfig, RolloutConfig
 from verl.config.model import ModelConfig, compute_dtype
 from verl.config.plan import EnginePlan
@@ -172,7 +173,7 @@ def test_model_facts(facts):
     assert facts.head_size == 8  # 32 hidden / 4 heads
     assert facts.stop_token_ids == (1,)
     assert facts.shapes["model.embed_tokens.weight"] == (60, 32)
-    assert frozenset({"model.embed_tokens.weight", "lm_head.weight"}) in facts.aliases
+    assert "lm_head.weight" not in facts.shapes  # tied
 
 
 def test_stop_tokens_are_those_of_the_generation_config_too(tiny_model_path, tmp_path):
@@ -183,15 +184,20 @@ def test_stop_tokens_are_those_of_the_generation_config_too(tiny_model_path, tmp
     assert facts.stop_token_ids == (1, 7, 9)
 
 
-def test_tied_weights_need_one_of_their_names(facts, tiny_model_path):
+def test_tied_weights_come_once(facts, tiny_model_path):
     model = load_causal_lm(ModelConfig(path=tiny_model_path), torch.float32)
-    both = pack_weights(model.state_dict())
-    facts.check(both)
-    for tied in ("lm_head.weight", "model.embed_tokens.weight"):
-        facts.check({name: packed for name, packed in both.items() if name != tied})
-    neither = {name: packed for name, packed in both.items() if "layers" in name}
-    with pytest.raises(ValueError, match=r"missing \['lm_head.weight'"):
-        facts.check(neither)
+    sent = pack_weights(dict(model.named_parameters()))
+    facts.check(sent)
+    with pytest.raises(ValueError, match=r"missing \[\], unknown \['lm_head.weight'"):
+        facts.check(pack_weights(model.state_dict()))
+    layers = {name: packed for name, packed in sent.items() if "layers" in name}
+    with pytest.raises(ValueError, match=r"missing \['model.embed_tokens.weight'"):
+        facts.check(layers)
+
+
+def test_latent_attention_caches_one_head(tmp_path):
+    facts = read_model_facts(ModelConfig(path=str(write_tiny_model("deepseek_v3", tmp_path))))
+    assert facts.head_size == 512 + 64  # latent and rotary part
 
 
 def test_facts_of_adapters(tiny_model_path):

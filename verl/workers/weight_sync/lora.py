@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-_LORA_PREFIX = "base_model.model."
+LORA_PREFIX = "base_model.model."
 
 
 def is_adapter(name: str) -> bool:
@@ -51,7 +51,7 @@ def adapts_experts(adapted: nn.Module) -> bool:
 
 
 def _base_name(name: str) -> str:
-    return name.removeprefix(_LORA_PREFIX).replace(".base_layer", "")
+    return name.removeprefix(LORA_PREFIX).replace(".base_layer", "")
 
 
 def lora_adapters(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

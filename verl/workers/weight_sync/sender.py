@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -20,26 +20,40 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 from verl.workers.weight_sync.client import Receivers, RolloutClient
 from verl.workers.weight_sync.gather import full_parameters, sharded_parameters, wire_dtype
 
+Named = Iterable[tuple[str, Tensor]]
+
 PACKED_BYTES = 256 * 2**20  # tensors travel together up to this size
 
 
 class PolicySource(WeightSource):
     """The policy's weights under the names of its checkpoint, in the engines' dtype."""
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        dtype: torch.dtype,
+        device: torch.device,
+        to_checkpoint: Callable[[Named], Iterator[tuple[str, Tensor]]],
+    ) -> None:
+        """`to_checkpoint`: from the model's own names and shapes; `CheckpointNames.stream`."""
         self._model = model
         self._dtype = dtype
         self._device = device
+        self._to_checkpoint = to_checkpoint
 
     def metadata(self) -> list[ParamMeta]:
         """Names, types and whole shapes; gathers nothing."""
-        return [
-            ParamMeta(name, wire_dtype(shard, self._dtype), tuple(shard.shape))
+        wholes = (
+            (name, torch.empty(shard.shape, dtype=wire_dtype(shard, self._dtype), device="meta"))
             for name, shard in sharded_parameters(self._model).items()
+        )
+        return [
+            ParamMeta(name, tensor.dtype, tuple(tensor.shape))
+            for name, tensor in self._to_checkpoint(wholes)
         ]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        return full_parameters(self._model, self._dtype, self._device)
+        return self._to_checkpoint(full_parameters(self._model, self._dtype, self._device))
 
 
 class WeightSender:

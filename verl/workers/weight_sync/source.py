@@ -11,6 +11,7 @@ from torch import Tensor
 
 from verl.config.model import ModelConfig
 from verl.config.plan import EnginePlan
+from verl.workers.checkpoint_names import CheckpointNames
 from verl.workers.model_export import save_causal_lm
 from verl.workers.model_loading import load_causal_lm
 from verl.workers.sharded_model import ShardedModel
@@ -34,6 +35,7 @@ class PolicyWeights:
         self._model = model
         self._engine = engine
         self._checked = checked
+        self._names = CheckpointNames(model) if engine.reads_checkpoints else None
         self._sender: WeightSender | None = None
 
     def publish(self, version: int) -> list[ray.ObjectRef]:
@@ -42,6 +44,9 @@ class PolicyWeights:
         weights = self._adapters() if adapter else merged_weights(self._sharded, self._model)
         if self._sharded.rank != 0:
             return []
+        if self._names is not None:
+            convert = self._names.convert_adapters if adapter else self._names.convert
+            weights = convert(weights)
         dtype = self._engine.dtype
         packed = pack_weights({name: tensor.to(dtype) for name, tensor in weights.items()})
         compared = checksum(packed) if self._checked else None
@@ -56,8 +61,9 @@ class PolicyWeights:
 
         if self._sender is not None:
             self._sender.close()
-        sharded, engine = self._sharded, self._engine
-        source = PolicySource(sharded.model, engine.dtype, sharded.device)
+        sharded, engine, names = self._sharded, self._engine, self._names
+        assert names is not None, "only vLLM has a weight transfer"
+        source = PolicySource(sharded.model, engine.dtype, sharded.device, names.stream)
         self._sender = WeightSender(
             engine.transport, source, receivers, sharded.rank, meeting_point
         )

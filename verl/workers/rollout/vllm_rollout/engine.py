@@ -26,7 +26,7 @@ from verl.workers.rollout.vllm_rollout.arguments import engine_args, uses_sleep_
 from verl.workers.rollout.vllm_rollout.environment import vllm_environment
 from verl.workers.rollout.vllm_rollout.model_facts import (
     ModelFacts,
-    check_cpu_head_size,
+    check_on_cpu,
     read_model_facts,
 )
 from verl.workers.rollout.vllm_rollout.weight_files import (
@@ -255,7 +255,7 @@ def build_vllm_rollout(config: ActorRolloutRefConfig, plan: EnginePlan) -> Rollo
         arguments["lora_target_modules"] = adapted_modules(facts.shapes)
     if device == "cpu":
         with vllm_environment(device, arguments["model"], {}):
-            check_cpu_head_size(facts.head_size, model.path)
+            check_on_cpu(facts, model.path)
     # with adapters the base weights do not come again: sleeping has to keep them
     level = 1 if plan.takes_adapters else 2
     return VLLMRollout(

@@ -10,11 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 
 from verl.config.model import ModelConfig
 from verl.utils.errors import UserError
+from verl.workers.checkpoint_names import CheckpointNames
 from verl.workers.model_loading import (
     load_causal_lm,
     load_tokenizer,
@@ -26,18 +26,18 @@ from verl.workers.weight_sync import PackedWeights, lora_adapters
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """`shapes`: of the tensors an update brings; names in `aliases` share one tensor (tied
-    weights), and one of them suffices."""
+    """`head_size`: of what its attention caches, for `latent` one that serves all heads. `shapes`:
+    of the tensors an update brings."""
 
     head_size: int
+    latent: bool
     stop_token_ids: tuple[int, ...]
     shapes: Mapping[str, tuple[int, ...]]
-    aliases: tuple[frozenset[str], ...]
 
     def check(self, weights: PackedWeights) -> None:
         """Raises ValueError when a name is missing or unknown or a shape differs."""
         unknown = sorted(set(weights) - set(self.shapes))
-        missing = sorted(min(names) for names in self.aliases if names.isdisjoint(weights))
+        missing = sorted(set(self.shapes) - set(weights))
         if unknown or missing:
             raise ValueError(
                 f"the weights do not fit the engine's model: missing {missing[:3]}, unknown "
@@ -62,32 +62,35 @@ def read_model_facts(model: ModelConfig) -> ModelFacts:
         policy.generation_config = GenerationConfig.from_pretrained(
             resolve_model_path(model.path, model.load_method)
         )
-    tensors: Mapping[str, Tensor] = policy.state_dict(keep_vars=True)
-    if model.lora_rank > 0:
-        tensors = lora_adapters(tensors)
-    text = policy.config.get_text_config()
+    text = policy.config.get_text_config(decoder=True)
+    latent = getattr(text, "kv_lora_rank", None)
+    per_head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return ModelFacts(
-        head_size=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        head_size=latent + text.qk_rope_head_dim if latent else per_head,
+        latent=latent is not None,
         stop_token_ids=tuple(sorted(stop_token_ids(policy, load_tokenizer(model)))),
-        shapes={name: tuple(tensor.shape) for name, tensor in tensors.items()},
-        aliases=_aliases(tensors),
+        shapes=_sent_shapes(model, policy),
     )
 
 
-def _aliases(tensors: Mapping[str, Tensor]) -> tuple[frozenset[str], ...]:
-    names_of: dict[int, set[str]] = {}
-    for name, tensor in tensors.items():
-        names_of.setdefault(id(tensor), set()).add(name)
-    return tuple(frozenset(names) for names in names_of.values())
+def _sent_shapes(model: ModelConfig, policy: PreTrainedModel) -> Mapping[str, tuple[int, ...]]:
+    names = CheckpointNames(model)
+    if model.lora_rank == 0:
+        return names.shapes
+    adapters = names.convert_adapters(lora_adapters(policy.state_dict()))
+    return {name: tuple(tensor.shape) for name, tensor in adapters.items()}
 
 
-def check_cpu_head_size(head_size: int, model_path: str) -> None:
+def check_on_cpu(facts: ModelFacts, model_path: str) -> None:
     """Raises UserError when vLLM's attention on CPUs has no kernel for heads of this size."""
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+    from vllm.v1.attention.backends.mla.cpu_mla import CPUMLABackend
 
-    sizes = CPUAttentionBackend.get_supported_head_sizes()
-    if head_size not in sizes:
+    backend = CPUMLABackend if facts.latent else CPUAttentionBackend
+    sizes = backend.get_supported_head_sizes()
+    if facts.head_size not in sizes:
+        kind = "latent keys and values" if facts.latent else "attention heads"
         raise UserError(
-            f"model.path={model_path!r} has attention heads of size {head_size}, but vLLM on a CPU "
+            f"model.path={model_path!r} has {kind} of size {facts.head_size}, but vLLM on a CPU "
             f"runs only {', '.join(map(str, sizes))}; set actor_rollout_ref.rollout.name=hf"
         )
