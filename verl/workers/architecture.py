@@ -11,6 +11,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 from verl.config.plan import is_installed
 from verl.utils.errors import UserError
 
+ATTENTION = frozenset({"full_attention", "sliding_attention", "chunked_attention"})  # layer types
 FLASH = "flash_attention_2"
 # Positions beyond their first length change the frequencies of the whole batch.
 RESCALED_LENGTH = {
@@ -92,6 +93,13 @@ def positions_of(architecture: PreTrainedConfig) -> Positions | None:
         return Positions(stated, f"max_position_embeddings={stated}")
     scaling = f"{before} x {factor:g} of rope {rope['rope_type']}"
     return Positions(int(before * factor), scaling)
+
+
+def keeps_states(architecture: PreTrainedConfig) -> bool:
+    """Whether layers carry a state from token to token that cannot be cut back to a prefix."""
+    model = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(architecture), None)
+    kinds = getattr(architecture.get_text_config(decoder=True), "layer_types", None) or ()
+    return getattr(model, "_is_stateful", False) or not ATTENTION.issuperset(kinds)
 
 
 def _left_out(kernel: str, architecture: PreTrainedConfig) -> str | None:

@@ -8,7 +8,8 @@ from verl.config.actor import ActorRolloutRefConfig, RolloutConfig
 from verl.config.model import ModelConfig
 from verl.config.plan import EnginePlan
 from verl.utils.errors import UserError
-from verl.workers.model_loading import resolve_model_path
+from verl.workers.architecture import keeps_states
+from verl.workers.model_loading import load_architecture, resolve_model_path
 
 WORKER_EXTENSION = "verl.workers.rollout.vllm_rollout.worker_extension.WeightReceiver"
 GIB = 2**30
@@ -44,6 +45,8 @@ def engine_args(config: ActorRolloutRefConfig, plan: EnginePlan) -> dict[str, An
     }
     if plan.device == "cpu":
         arguments |= _cpu_args(rollout, plan.max_model_len)
+        if keeps_states(load_architecture(model)):  # vLLM caches those by chunks of a prefill
+            arguments["enable_prefix_caching"] = False
     else:
         arguments |= _cuda_args(rollout, plan.transport)
     return arguments | (_lora_args(model) if plan.takes_adapters else {})
