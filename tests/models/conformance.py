@@ -25,6 +25,8 @@ from verl.config.model import FSDPConfig, ModelConfig
 from verl.config.optim import OptimConfig
 from verl.config.plan import EnginePlan
 from verl.workers.actor.dp_actor import DataParallelPPOActor
+from verl.workers.architecture import ATTENTION
+from verl.workers.checkpoint_names import CheckpointNames
 from verl.workers.forward import forward_inputs, policy_forward, value_forward
 from verl.workers.model_loading import load_architecture, load_causal_lm, load_value_model
 from verl.workers.rollout.base import Generation, RolloutEngine
@@ -40,8 +42,8 @@ TOLERANCE = 1e-3  # nats; rounding of float32 gives up to 5e-5 in these models
 LENGTHS = (12, 30, 21)  # tokens of the rows, the first ones their prompts
 PROMPT = 4
 TURNS = 2
-ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 NEW_TOKENS = 12
+Weights = dict[str, Tensor]
 
 
 def rows_of(lengths: Sequence[int] = LENGTHS) -> TensorDict:
@@ -184,16 +186,24 @@ def wrong_in_hf_engine(folder: Path) -> str | None:
         engine.close()
 
 
-def wrong_in_engine(engine: RolloutEngine, folder: Path) -> str | None:
-    """A started engine against the trainer, before and after it is sent changed weights."""
+def wrong_in_vllm(engine: RolloutEngine, folder: Path) -> str | None:
+    """As `wrong_in_engine`, of an engine that reads checkpoints."""
+    return wrong_in_engine(engine, folder, CheckpointNames(ModelConfig(path=str(folder))).convert)
+
+
+def wrong_in_engine(
+    engine: RolloutEngine, folder: Path, named: Callable[[Weights], Weights] = dict
+) -> str | None:
+    """A started engine against the trainer: as it is, after it is sent the weights that it has,
+    and after it is sent changed ones. `named`: from the model's names to the engine's."""
     policy = Policy(ModelConfig(path=str(folder)))
-    for version in range(2):
-        if version == 1:
+    for version, when in enumerate(("at first", "after the same weights", "after new weights")):
+        if version == 2:
             policy.update(rows_of())
-            weights = merged_weights(policy.sharded, policy.config)
+        if version > 0:
+            weights = named(merged_weights(policy.sharded, policy.config))
             engine.load_weights(WeightUpdate(version, pack_weights(weights), None, None))
         if (nats := _engine_distance(engine, policy)) > TOLERANCE:
-            when = "at first" if version == 0 else "after new weights"
             return f"samples with other log-probs than the trainer's {when} ({nats:.2g} nats)"
     return None
 
