@@ -77,7 +77,11 @@ class ParsedAction:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to sample one response: `temperature` 0 is greedy, `seed` makes it repeatable."""
+    """How to sample one response: `temperature` 0 is greedy, `seed` makes it repeatable.
+
+    `stop`: texts that end it, outside of `<think>..</think>`; `in_reasoning`: the prompt has opened
+    that already.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -85,6 +89,7 @@ class SamplingParams:
     max_tokens: int = 512
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    in_reasoning: bool = False
 
 
 @dataclass

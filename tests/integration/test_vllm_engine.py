@@ -192,6 +192,25 @@ def test_ends_with_the_token_that_completes_a_stop_string(engine, model_path):
     assert stopped.finish_reason == "stop"
 
 
+def test_goes_on_after_a_stop_string_within_the_reasoning(engine, model, model_path):
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    prompts = [prompt(seed) for seed in range(4)]
+    free = generate(engine, *prompts, temperature=0.0, max_tokens=60)
+    stop = tuple("eaot")
+    assert all(set(stop) & set(tokenizer.decode(one.token_ids[:20])) for one in free)
+    cut = generate(engine, *prompts, temperature=0.0, max_tokens=60, stop=stop)
+    assert all(len(one.token_ids) < 20 for one in cut)
+    inside = {"max_tokens": 60, "stop": stop, "in_reasoning": True}
+    whole = generate(engine, *prompts, temperature=0.0, **inside)
+    assert [one.token_ids for one in whole] == [one.token_ids for one in free]
+    assert [one.finish_reason for one in whole] == [one.finish_reason for one in free]
+    sampled = generate(engine, *prompts, **inside)
+    again = generate(engine, *prompts, **inside)
+    assert [one.token_ids for one in sampled] == [one.token_ids for one in again]
+    assert all(len(one.token_ids) == 60 or one.token_ids[-1] == END for one in sampled)
+    assert_sampled_from(model, prompts, sampled)
+
+
 def test_ends_with_the_end_token_or_where_the_room_ends(engine):
     ends = generate(engine, *(prompt(seed) for seed in range(16)), max_tokens=250)
     stopped = [generation for generation in ends if generation.finish_reason == "stop"]

@@ -193,6 +193,14 @@ def test_a_stop_string_over_two_tokens_stops(engine, tiny_model_path):
     assert out.finish_reason == "stop"
 
 
+def test_a_stop_string_within_the_reasoning_does_not_stop(engine, tiny_model_path):
+    tokenizer = load_tokenizer(ModelConfig(path=tiny_model_path))
+    free = generate(engine, prompt(2, 8), seed=1, max_tokens=12).token_ids
+    stop = tokenizer.decode(free[3:5])
+    settings = {"seed": 1, "max_tokens": 12, "stop": (stop,), "in_reasoning": True}
+    assert generate(engine, prompt(2, 8), **settings).token_ids == free
+
+
 def test_length_limits(engine):
     out = generate(engine, prompt(0, 10), max_tokens=3, seed=1)
     assert (len(out.token_ids), out.finish_reason) == (3, "length")

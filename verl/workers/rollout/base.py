@@ -16,7 +16,8 @@ class SamplingSettings(Protocol):
     """How to sample one response.
 
     `temperature` 0 is greedy; `top_p` 1 and `top_k` -1 keep the whole vocabulary; generation ends
-    with a text that holds one of `stop`; `seed` makes the request repeatable.
+    with a text that holds one of `stop` outside of its reasoning (`stopping.is_stopped`), where
+    `in_reasoning` says that the prompt has opened that; `seed` makes the request repeatable.
     """
 
     @property
@@ -29,6 +30,8 @@ class SamplingSettings(Protocol):
     def max_tokens(self) -> int: ...
     @property
     def stop(self) -> tuple[str, ...]: ...
+    @property
+    def in_reasoning(self) -> bool: ...
     @property
     def seed(self) -> int | None: ...
 

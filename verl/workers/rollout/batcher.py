@@ -21,9 +21,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from verl.workers.forward import head_input
 from verl.workers.micro_batch import sizes_by_tokens
 from verl.workers.model_loading import stop_token_ids
-from verl.workers.rollout.request import Request, StopStrings, common_prefix
+from verl.workers.rollout.request import Request, common_prefix
 from verl.workers.rollout.row_cache import RowCache, RowTable
 from verl.workers.rollout.sampling import SamplingBatch, sample
+from verl.workers.rollout.stopping import StopStrings
 from verl.workers.token_statistics import token_statistics
 from verl.workers.weight_sync import (
     PackedWeights,
@@ -67,7 +68,7 @@ class ContinuousBatcher:
         self._model = model.eval().requires_grad_(False)
         self._device = next(model.parameters()).device
         self.end_tokens = stop_token_ids(model, tokenizer)
-        self._ends_with = StopStrings(tokenizer)
+        self._is_stopped = StopStrings(tokenizer)
         self._layers: int = model.config.get_text_config().num_hidden_layers
         self._cache = RowCache(max_num_seqs, self._layers, max_model_len)
         self._table = RowTable(max_num_seqs)
@@ -282,7 +283,7 @@ class ContinuousBatcher:
     def _finish_reason(self, request: Request) -> Literal["stop", "length"] | None:
         if request.token_ids[-1] in self.end_tokens:
             return "stop"
-        if request.sampling.stop and self._ends_with(request.token_ids, request.sampling.stop):
+        if request.sampling.stop and self._is_stopped(request.token_ids, request.sampling):
             return "stop"
         if len(request.token_ids) == request.max_tokens or request.future.cancelled():
             return "length"

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Literal
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from verl.workers.rollout.base import Generation, SamplingSettings
 from verl.workers.rollout.row_cache import CacheRow
@@ -53,27 +51,6 @@ class Request:
                     tuple(self.token_ids), tuple(self.log_probs), reason, self.weight_version
                 )
             )
-
-
-class StopStrings:
-    """Tells whether a response holds a stop string, decoding only when its last token may end
-    one."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
-        self._last_pieces = cache(self._find_last_pieces)
-
-    def __call__(self, token_ids: list[int], stop: tuple[str, ...]) -> bool:
-        if token_ids[-1] not in self._last_pieces(stop):
-            return False
-        text = self._tokenizer.decode(token_ids)
-        return any(string in text for string in stop)
-
-    def _find_last_pieces(self, stop: tuple[str, ...]) -> frozenset[int]:
-        """Tokens with the last character of a stop string, and pieces of a character (U+FFFD)."""
-        last = {string[-1] for string in stop} | {"\ufffd"}
-        texts = self._tokenizer.batch_decode([[token] for token in range(len(self._tokenizer))])
-        return frozenset(token for token, text in enumerate(texts) if not last.isdisjoint(text))
 
 
 def common_prefix(first: np.ndarray, second: np.ndarray) -> int:

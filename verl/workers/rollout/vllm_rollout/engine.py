@@ -9,6 +9,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,12 +17,14 @@ from verl.config.actor import ActorRolloutRefConfig
 from verl.config.plan import EnginePlan
 from verl.config.transport import transport_environment
 from verl.utils.loop_thread import LoopThread
+from verl.workers.model_loading import load_tokenizer
 from verl.workers.rollout.base import (
     Generation,
     RolloutEngine,
     SamplingSettings,
     response_tokens,
 )
+from verl.workers.rollout.stopping import StopStrings
 from verl.workers.rollout.vllm_rollout.arguments import engine_args, uses_sleep_mode
 from verl.workers.rollout.vllm_rollout.environment import vllm_environment
 from verl.workers.rollout.vllm_rollout.model_facts import (
@@ -55,6 +58,7 @@ class VLLMRollout:
         self,
         arguments: dict[str, Any],
         facts: ModelFacts,
+        is_stopped: StopStrings,
         *,
         device: str,
         adapter: LoraAdapter | None = None,
@@ -71,6 +75,7 @@ class VLLMRollout:
         """
         self._arguments = arguments
         self._facts = facts
+        self._is_stopped = is_stopped
         self._device = device
         self._adapter = adapter
         self._sleep_level = sleep_level
@@ -95,12 +100,9 @@ class VLLMRollout:
     async def generate(
         self, prompt_ids: Sequence[int], sampling: SamplingSettings, *, trajectory_id: str
     ) -> Generation:
-        from verl.workers.rollout.vllm_rollout.requests import sampling_params
-
         max_tokens = response_tokens(prompt_ids, sampling, self._max_model_len)
-        params = sampling_params(sampling, max_tokens, self._facts.stop_token_ids)
         ids = [int(token) for token in prompt_ids]
-        return await asyncio.wrap_future(self._submit(self._generate, ids, params))
+        return await asyncio.wrap_future(self._submit(self._generate, ids, sampling, max_tokens))
 
     def release(self, trajectory_id: str) -> None:
         """vLLM evicts what was not used for longest by itself."""
@@ -153,17 +155,42 @@ class VLLMRollout:
         self._receiver = TransferReceiver(self._llm)
         await self._process.call(self._llm.update_weight_version("0"))
 
-    async def _generate(self, prompt_ids: list[int], params: SamplingParams) -> Generation:
-        from verl.workers.rollout.vllm_rollout.requests import to_generation
+    async def _generate(
+        self, prompt_ids: list[int], sampling: SamplingSettings, max_tokens: int
+    ) -> Generation:
+        """vLLM cuts at every stop string. Where it stands in the reasoning, and so does not count,
+        another request goes on from the cut; all before it is cached."""
+        from verl.workers.rollout.vllm_rollout.requests import (
+            ended_by_text,
+            joined,
+            sampling_params,
+            to_generation,
+        )
 
+        parts: list[Generation] = []
+        while True:
+            known = [token for part in parts for token in part.token_ids]
+            room = max_tokens - len(known)
+            params = sampling_params(sampling, room, self._facts.stop_token_ids, len(known))
+            output = await self._sample([*prompt_ids, *known], params)
+            parts.append(to_generation(output))
+            if parts[-1].weight_version != parts[0].weight_version:
+                parts = []  # new weights came in between, and a response is of one version
+                continue
+            response = joined(parts)
+            if not ended_by_text(output) or self._is_stopped(response.token_ids, sampling):
+                return response
+            if len(response.token_ids) == max_tokens:
+                return replace(response, finish_reason="length")
+
+    async def _sample(self, ids: list[int], params: SamplingParams) -> RequestOutput:
         with self._process.errors():
-            output = await self._answer({"prompt_token_ids": prompt_ids}, params)
-            generation = to_generation(output)
+            output = await self._answer({"prompt_token_ids": ids}, params)
         cached = output.num_cached_tokens or 0
-        self._stats["generated_tokens"] += len(generation.token_ids)
-        self._stats["prefilled_tokens"] += len(prompt_ids) - cached
+        self._stats["generated_tokens"] += len(output.outputs[0].token_ids)
+        self._stats["prefilled_tokens"] += len(ids) - cached
         self._stats["cache_hit_tokens"] += cached
-        return generation
+        return output
 
     async def _score(self, rows: list[list[int]]) -> list[list[float]]:
         from verl.workers.rollout.vllm_rollout.requests import prompt_log_probs, scoring_params
@@ -261,6 +288,7 @@ def build_vllm_rollout(config: ActorRolloutRefConfig, plan: EnginePlan) -> Rollo
     return VLLMRollout(
         arguments,
         facts,
+        StopStrings(load_tokenizer(model)),
         device=device,
         adapter=LoraAdapter.of(model) if plan.takes_adapters else None,
         sleep_level=level if uses_sleep_mode(config.rollout, device) else 0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from vllm import RequestOutput, SamplingParams
 from vllm.logprobs import FlatLogprobs
@@ -12,14 +13,18 @@ from verl.workers.rollout.base import EngineDiedError, Generation, SamplingSetti
 
 
 def sampling_params(
-    sampling: SamplingSettings, max_tokens: int, stop_token_ids: Sequence[int]
+    sampling: SamplingSettings, max_tokens: int, stop_token_ids: Sequence[int], sampled: int = 0
 ) -> SamplingParams:
-    """Text is only made where a stop string has to be found in it."""
+    """Text is only made where a stop string has to be found in it.
+
+    `sampled`: tokens of the response that are there already. The rest of it draws from random
+    numbers of its own.
+    """
     return SamplingParams(
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k,
-        seed=sampling.seed,
+        seed=None if sampling.seed is None else sampling.seed ^ sampled,
         max_tokens=max_tokens,
         stop=list(sampling.stop),
         stop_token_ids=list(stop_token_ids),
@@ -66,4 +71,18 @@ def to_generation(output: RequestOutput) -> Generation:
         log_probs=tuple(completion.logprobs.logprobs[: len(token_ids)]),
         finish_reason=completion.finish_reason,
         weight_version=int(completion.weight_versions[0].version),
+    )
+
+
+def ended_by_text(output: RequestOutput) -> bool:
+    """Whether vLLM found a stop string in the text."""
+    return isinstance(output.outputs[0].stop_reason, str)
+
+
+def joined(parts: Sequence[Generation]) -> Generation:
+    """The parts of one response, sampled one after the other."""
+    return replace(
+        parts[-1],
+        token_ids=tuple(token for part in parts for token in part.token_ids),
+        log_probs=tuple(log_prob for part in parts for log_prob in part.log_probs),
     )
