@@ -1,9 +1,12 @@
-"""The three roles of the agent loop: an environment, a policy, a way of writing prompts."""
+"""The four roles of the agent loop: an environment, a policy, a way of writing prompts, and the
+tokens that these are for the policy."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
 
 from agent_system.types import (
     FinishReason,
@@ -103,4 +106,37 @@ class PromptBuilder(Protocol):
 
     def parse(self, response: str, observation: Observation) -> ParsedAction:
         """Turn a model output into a command. Never raises."""
+        ...
+
+
+class Chat(Protocol):
+    """Messages as the exact tokens that a policy sees, and its tokens as text. T tokens.
+
+    What a message says never becomes one of the markers between messages.
+    """
+
+    @property
+    def opens_reasoning(self) -> bool:
+        """Whether every response begins within `<think>`."""
+        ...
+
+    def opening(self, system: str | None, user: str) -> np.ndarray:
+        """(T,) up to the first response. Raises ValueError when the messages are refused."""
+        ...
+
+    def continuation(self, response_ids: np.ndarray, user: str) -> np.ndarray:
+        """(T,) from the end of a sampled response to where the next one begins. Raises ValueError
+        when the messages are refused."""
+        ...
+
+    def decode(self, ids: np.ndarray) -> str:
+        """The whole text of a response but for the end token."""
+        ...
+
+    def count(self, text: str) -> int:
+        """Tokens of a text by itself."""
+        ...
+
+    def has_markers(self, text: str) -> bool:
+        """Whether it spells a marker that stands between messages."""
         ...

@@ -37,6 +37,7 @@ from verl.config.model import ModelConfig
 from verl.protocol import DataProto
 from verl.trainer.ppo.statistics import success_interval
 from verl.utils.logging import setup_logging
+from verl.workers.chat_template import ChatTemplate
 from verl.workers.forward import forward_inputs, policy_forward
 from verl.workers.model_loading import load_causal_lm, load_tokenizer
 from verl.workers.rollout.base import RolloutEngine
@@ -84,7 +85,7 @@ def learn(steps: int, seed: int) -> None:
     engine = HFRollout(copy, tokenizer, max_num_seqs=ENV.pool.slots_per_worker, max_model_len=room)
     pool = EnvPool(simon, ENV.pool)
     prompts = simon.prompts(ENV.action_format)
-    collector = TrajectoryCollector(pool, prompts, tokenizer, ENV, PROMPT_TOKENS)
+    collector = TrajectoryCollector(pool, prompts, ChatTemplate(tokenizer), ENV, PROMPT_TOKENS)
 
     with closing(pool), closing(engine):
         engine.start()

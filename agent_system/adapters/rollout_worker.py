@@ -23,7 +23,7 @@ from verl.config.root import PPOConfig
 from verl.utils.errors import UserError
 from verl.utils.logging import setup_logging
 from verl.utils.loop_thread import LoopThread
-from verl.workers.model_loading import load_tokenizer
+from verl.workers.model_loading import load_chat_template
 from verl.workers.rollout.engines import build_engine
 from verl.workers.rollout.supervised import EngineGaveUpError, SupervisedEngine
 from verl.workers.weight_sync import WeightUpdate
@@ -69,7 +69,7 @@ class RolloutWorker:
                 self._collector = TrajectoryCollector(
                     self._pool,
                     build_prompts(config),
-                    load_tokenizer(policy.model),
+                    load_chat_template(policy.model, self._plan.chat_date),
                     config.env,
                     config.data.max_prompt_length,
                 )

@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
-
+from agent_system.config import ActionFormatConfig
 from agent_system.environments.registry import bind_env
 from agent_system.interfaces import PromptBuilder
-from agent_system.multi_turn_rollout.conversation import ChatTemplate
-from agent_system.types import Observation, Task
+from agent_system.types import Observation, SamplingParams, Task
 from verl.config.root import PPOConfig
 from verl.utils.errors import UserError
-from verl.workers.model_loading import load_tokenizer
+from verl.workers.chat_check import check_chat
+from verl.workers.chat_template import ChatTemplate
+from verl.workers.model_loading import load_chat_template
+from verl.workers.rollout.stopping import is_stopped
 
 
 def check_environment(config: PPOConfig) -> None:
@@ -31,17 +32,51 @@ def check_environment(config: PPOConfig) -> None:
         bind_env(config.env).check()
     for which in ("train", *config.env.val):
         load_tasks(config, which)
-    with user_errors():
-        write_sample_conversation(config, prompts)
+    check_conversation(config, prompts)
 
 
-def write_sample_conversation(config: PPOConfig, prompts: PromptBuilder) -> None:
-    """One prompt of each kind. Raises ValueError or UserError when the tokenizer cannot."""
-    chat = ChatTemplate(load_tokenizer(config.actor_rollout_ref.model))
+def check_conversation(config: PPOConfig, prompts: PromptBuilder) -> None:
+    """A sample conversation, written and read: what loses or adds something is refused.
+
+    Raises:
+        UserError: the template refuses or rewrites; the tokenizer loses the action format; a stop
+            string cuts it.
+    """
+    chat = load_chat_template(config.actor_rollout_ref.model)
     observation = Observation("-")
-    chat.opening(prompts.system("-"), prompts.first("-", observation))
-    if config.env.context.kind == "trajectory":
-        chat.continuation(np.empty(0, dtype=np.int32), prompts.next(observation))
+    with user_errors():
+        chat.opening(prompts.system("-"), prompts.first("-", observation))
+    check_chat(chat, continues=config.env.context.kind == "trajectory")
+    _check_reply(config.env.action_format, chat, prompts)
+
+
+def _check_reply(
+    action_format: ActionFormatConfig, chat: ChatTemplate, prompts: PromptBuilder
+) -> None:
+    """A reply in the action format is still one when it was tokens, up to where it is cut."""
+    if action_format.kind != "think_action":
+        return
+    reply, observation = "<think>look</think><action>look</action>", Observation("-")
+    expected = prompts.parse(reply, observation)
+    if not expected.is_format_valid:  # a format of the environment's own
+        return
+    read = chat.decode(chat.encode(reply))
+    if prompts.parse(read, observation) != expected:
+        raise UserError(
+            f"the tokenizer '{chat.tokenizer.name_or_path}' reads the reply {reply!r} back as "
+            f"{read!r}, in which no command is found; use env.action_format.kind=plain or another "
+            "tokenizer"
+        )
+    stop = tuple(action_format.stop)
+    for length in range(1, len(read) + 1):
+        if is_stopped(read[:length], SamplingParams(stop=stop)):
+            read = read[:length]
+            break
+    if prompts.parse(read, observation) != expected:
+        raise UserError(
+            f"env.action_format.stop={list(stop)} cuts the reply {reply!r} to {read!r}, in which "
+            "no command is found; leave it at its default"
+        )
 
 
 def load_tasks(config: PPOConfig, which: str) -> list[Task]:

@@ -13,12 +13,12 @@ from agent_system.adapters.setup import build_prompts, check_environment, load_t
 from agent_system.environments.registry import bind_env
 from agent_system.environments.task_files import count_overlap, describe_tasks, task_list_hash
 from agent_system.environments.tasks import TaskSampler
-from agent_system.multi_turn_rollout.conversation import ChatTemplate
 from agent_system.types import Episode, Observation, SamplingParams, Task, Trajectory
 from verl import DataProto
 from verl.config.root import PPOConfig
+from verl.workers.chat_template import ChatTemplate
 from verl.workers.interfaces import AgentWorld, TaskSet
-from verl.workers.model_loading import load_tokenizer
+from verl.workers.model_loading import load_chat_template
 
 
 class World(AgentWorld[Trajectory]):
@@ -40,8 +40,8 @@ class World(AgentWorld[Trajectory]):
         return load_tasks(self._config, "train")
 
     @cached_property
-    def _tokenizer(self) -> Any:
-        return load_tokenizer(self._config.actor_rollout_ref.model)
+    def _chat(self) -> ChatTemplate:
+        return load_chat_template(self._config.actor_rollout_ref.model)
 
     def check(self) -> None:
         check_environment(self._config)
@@ -78,7 +78,7 @@ class World(AgentWorld[Trajectory]):
 
     def sample_prompts(self, count: int) -> list[list[int]]:
         """Openings of the first tasks. No environment is asked: a task stands for its texts."""
-        prompts, chat = build_prompts(self._config), ChatTemplate(self._tokenizer)
+        prompts, chat = build_prompts(self._config), self._chat
         openings = []
         for task in islice(cycle(self._train_tasks), count):
             first = prompts.first(task.key, Observation(task.key))
@@ -101,7 +101,7 @@ class World(AgentWorld[Trajectory]):
     def to_data_proto(self, trajectories: list[Trajectory]) -> DataProto:
         return to_data_proto(
             trajectories,
-            pad_token_id=self._tokenizer.pad_token_id,
+            pad_token_id=self._chat.pad_id,
             context_kind=self._config.env.context.kind,
         )
 

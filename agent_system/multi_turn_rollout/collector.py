@@ -11,12 +11,12 @@ import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol
+from typing import Protocol
 
 from agent_system.config import EnvConfig
 from agent_system.environments.pool import EnvWorkerError
-from agent_system.interfaces import AsyncEnv, Policy, PromptBuilder
-from agent_system.multi_turn_rollout.conversation import ChatTemplate, make_context
+from agent_system.interfaces import AsyncEnv, Chat, Policy, PromptBuilder
+from agent_system.multi_turn_rollout.conversation import make_context
 from agent_system.multi_turn_rollout.episode import EpisodePlayer
 from agent_system.multi_turn_rollout.progress import ProgressWatch
 from agent_system.rewards import EpisodeRewardManager
@@ -48,16 +48,15 @@ class TrajectoryCollector:
         self,
         pool: Pool,
         prompts: PromptBuilder,
-        tokenizer: Any,
+        chat: Chat,
         config: EnvConfig,
         max_prompt_length: int,
     ) -> None:
         """`max_prompt_length`: tokens; a prompt that cannot be made to fit ends its episode.
 
         Raises:
-            ValueError: the tokenizer has no chat template; a history that has no effect.
+            ValueError: a history that has no effect.
         """
-        chat = ChatTemplate(tokenizer)
         context = make_context(config.context, chat, prompts, max_prompt_length)
         rewards = EpisodeRewardManager(config.reward)
         self._player = EpisodePlayer(chat, context, prompts, rewards, config.max_steps)

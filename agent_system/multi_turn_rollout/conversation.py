@@ -16,13 +16,12 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from jinja2 import TemplateError
 
 from agent_system.config import ContextConfig
-from agent_system.interfaces import PromptBuilder
+from agent_system.interfaces import Chat, PromptBuilder
 from agent_system.memory import History, make_history
 from agent_system.types import Observation, Turn
 
@@ -33,91 +32,6 @@ TOKEN_DTYPE = np.int32
 # row, at every turn from then on. Half of the whole budget would often hold no turn at all: the
 # system and task text alone can take as much.
 KEPT_SHARE = 0.5
-
-# Stands for a model's reply in the dummy conversation that a continuation is cut from.
-_REPLY = "0reply0"
-
-
-class ChatTemplate:
-    """A tokenizer's chat template as two operations: open a conversation, and continue it."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        """`tokenizer`: a Hugging Face tokenizer.
-
-        Raises:
-            ValueError: the tokenizer has no chat template.
-        """
-        if tokenizer.chat_template is None:
-            raise ValueError(
-                f"the tokenizer '{tokenizer.name_or_path}' has no chat template to write messages "
-                "with; use an instruct model or put a chat_template.jinja beside its tokenizer"
-            )
-        self._tokenizer = tokenizer
-
-    def opening(self, system: str | None, user: str) -> np.ndarray:
-        """Tokens up to the first response, (T,). Raises ValueError when the template refuses."""
-        messages = [] if system is None else [{"role": "system", "content": system}]
-        return self._encode(self._render([*messages, {"role": "user", "content": user}]))
-
-    def continuation(self, response_ids: np.ndarray, user: str) -> np.ndarray:
-        """Tokens between a sampled response and the next one, (T,).
-
-        They hold what the template puts after a reply (the end-of-turn token, a line break), the
-        user message and the next generation prompt. What of this the policy has sampled itself is
-        left out: normally the end-of-turn token, nothing after a cut by length or stop string.
-
-        Raises:
-            ValueError: the template refuses the conversation, or loses its replies.
-        """
-        rendered = self._render(
-            [
-                {"role": "user", "content": "-"},
-                {"role": "assistant", "content": _REPLY},
-                {"role": "user", "content": user},
-            ]
-        )
-        _, found, after_reply = rendered.partition(_REPLY)
-        if not found:
-            raise ValueError(
-                f"the chat template of '{self._tokenizer.name_or_path}' drops or rewrites earlier "
-                "replies; set env.context.kind=turn or use another template"
-            )
-        ids = self._encode(after_reply)
-        return ids[_overlap(response_ids, ids) :]
-
-    def decode(self, ids: np.ndarray) -> str:
-        """The text of a response, without special tokens."""
-        return self._tokenizer.decode(
-            ids.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-
-    def count(self, text: str) -> int:
-        """Tokens of a text by itself."""
-        return len(self._encode(text))
-
-    def _render(self, messages: list[dict[str, str]]) -> str:
-        try:
-            return self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
-        except TemplateError as error:
-            roles = ", ".join(message["role"] for message in messages)
-            raise ValueError(
-                f"the chat template of '{self._tokenizer.name_or_path}' refuses a conversation of "
-                f"{roles} ({error}); put another chat_template.jinja beside its tokenizer"
-            ) from error
-
-    def _encode(self, text: str) -> np.ndarray:
-        # The template writes BOS and the like itself; the tokenizer must not add them once more.
-        return np.asarray(self._tokenizer.encode(text, add_special_tokens=False), TOKEN_DTYPE)
-
-
-def _overlap(head: np.ndarray, tail: np.ndarray) -> int:
-    """Length of the longest end of `head` that is also the beginning of `tail`."""
-    head = head[max(len(head) - len(tail), 0) :]
-    starts = np.flatnonzero(head == tail[0]) if len(tail) else ()
-    ends = (head[start:] for start in starts)
-    return next((len(end) for end in ends if np.array_equal(end, tail[: len(end)])), 0)
 
 
 @dataclass(frozen=True)
@@ -156,7 +70,7 @@ def segments(turns: Sequence[Turn]) -> list[Sequence[Turn]]:
 class TrajectoryContext:
     """One growing conversation. One that is too long goes on without its oldest turns."""
 
-    chat: ChatTemplate
+    chat: Chat
     prompts: PromptBuilder
     max_prompt_length: int
 
@@ -221,7 +135,7 @@ class TurnContext:
     A prompt that is too long loses its oldest turns of history, never the system or task text.
     """
 
-    chat: ChatTemplate
+    chat: Chat
     prompts: PromptBuilder
     max_prompt_length: int
     history: History
@@ -240,7 +154,7 @@ class TurnContext:
 
 
 def make_context(
-    config: ContextConfig, chat: ChatTemplate, prompts: PromptBuilder, max_prompt_length: int
+    config: ContextConfig, chat: Chat, prompts: PromptBuilder, max_prompt_length: int
 ) -> PromptContext:
     """The context that `env.context.kind` names, with the strategy of `env.context.history`.
 

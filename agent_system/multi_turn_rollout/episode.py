@@ -10,18 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from agent_system.interfaces import AsyncEnv, Generation, Policy, PromptBuilder
-from agent_system.multi_turn_rollout.conversation import (
-    TOKEN_DTYPE,
-    ChatTemplate,
-    Prompt,
-    PromptContext,
-)
+from agent_system.interfaces import AsyncEnv, Chat, Generation, Policy, PromptBuilder
+from agent_system.multi_turn_rollout.conversation import TOKEN_DTYPE, Prompt, PromptContext
 from agent_system.multi_turn_rollout.progress import ProgressWatch
 from agent_system.rewards import EpisodeRewardManager
 from agent_system.types import (
     Episode,
     Observation,
+    ParsedAction,
     SamplingParams,
     StepResult,
     TerminationReason,
@@ -98,7 +94,7 @@ class _Run:
 class EpisodePlayer:
     """Plays episodes of one environment under one set of rules. Holds no state of an episode."""
 
-    chat: ChatTemplate
+    chat: Chat
     context: PromptContext
     prompts: PromptBuilder
     rewards: EpisodeRewardManager
@@ -118,6 +114,7 @@ class EpisodePlayer:
         Raises:
             EnvWorkerError: the environment died or hung; nothing of the episode is to be used.
         """
+        sampling = replace(sampling, in_reasoning=self.chat.opens_reasoning)
         run = _Run(episode, policy, sampling, seed, watch)
         try:
             with watch.waiting_for("reset", run.timing_s):
@@ -153,7 +150,7 @@ class EpisodePlayer:
         """Do what the policy says, and append the turn to `run`."""
         response_ids = np.asarray(generation.token_ids, TOKEN_DTYPE)
         response = self.chat.decode(response_ids)
-        action = self.prompts.parse(response, observation)
+        action = self._parse(response, observation)
         with run.watch.waiting_for("env", run.timing_s):
             result = await env.step(action.text)
         run.turns.append(
@@ -172,6 +169,14 @@ class EpisodePlayer:
             )
         )
         return result
+
+    def _parse(self, response: str, observation: Observation) -> ParsedAction:
+        """A command that spells a marker of the chat template is none."""
+        action = self.prompts.parse(response, observation)
+        if not self.chat.has_markers(action.text):
+            return action
+        is_admissible = None if action.is_admissible is None else False
+        return ParsedAction("", is_format_valid=False, is_admissible=is_admissible)
 
     def _end(self, result: StepResult, turns_played: int) -> TerminationReason | None:
         """Why the episode is over after this turn, or None."""

@@ -20,7 +20,7 @@ import numpy as np
 from agent_system.adapters.rows import to_data_proto
 from agent_system.adapters.setup import build_prompts
 from agent_system.interfaces import AsyncEnv, Policy, PromptBuilder
-from agent_system.multi_turn_rollout.conversation import ChatTemplate, PromptContext, make_context
+from agent_system.multi_turn_rollout.conversation import PromptContext, make_context
 from agent_system.multi_turn_rollout.episode import request_seed
 from agent_system.types import Episode, Observation, SamplingParams, Trajectory, Turn
 from rollout_parts.replay import Games, ReplayPool, open_games, sampling, sciworld_overrides
@@ -35,7 +35,8 @@ from rollout_parts.session import (
 )
 from rollout_parts.trainer import LocalTrainer
 from verl.config.root import PPOConfig
-from verl.workers.model_loading import load_tokenizer
+from verl.workers.chat_template import ChatTemplate
+from verl.workers.model_loading import load_chat_template
 
 # The 16 types whose first training task has the shortest solutions: 5 to 26 actions.
 TYPES = (
@@ -186,8 +187,7 @@ async def play_ours(policy: Policy, games: Games, config: PPOConfig) -> list[lis
 
 
 def make_baseline(games: Games, config: PPOConfig, trainer: LocalTrainer) -> LockStep:
-    tokenizer = load_tokenizer(config.actor_rollout_ref.model)
-    chat, prompts = ChatTemplate(tokenizer), build_prompts(config)
+    chat, prompts = load_chat_template(config.actor_rollout_ref.model), build_prompts(config)
     context = make_context(config.env.context, chat, prompts, config.data.max_prompt_length)
 
     def entropy_pass(rows: Sequence[Trajectory]) -> None:

@@ -21,7 +21,7 @@ from agent_system.interfaces import AsyncEnv
 from agent_system.multi_turn_rollout import TrajectoryCollector
 from agent_system.types import Episode, Observation, SamplingParams, StepResult, Task
 from verl.config.root import PPOConfig
-from verl.workers.model_loading import load_tokenizer
+from verl.workers.model_loading import load_chat_template
 
 Scripts = Mapping[str, Sequence[str]]  # task key -> actions
 
@@ -87,7 +87,7 @@ class Games:
         return TrajectoryCollector(
             self.pool,
             build_prompts(config),
-            load_tokenizer(config.actor_rollout_ref.model),
+            load_chat_template(config.actor_rollout_ref.model),
             config.env,
             config.data.max_prompt_length,
         )

@@ -21,6 +21,7 @@ from agent_system.environments.pool import EnvPool
 from agent_system.environments.registry import bind_env
 from agent_system.multi_turn_rollout import TrajectoryCollector
 from agent_system.types import Episode, SamplingParams
+from verl.workers.chat_template import ChatTemplate
 from verl.workers.rollout.base import Generation
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -128,7 +129,8 @@ def config(tmp_path):
 def collector_of(config, tokenizer):
     """The trainer's own rollout loop, of a pool."""
     prompts = bind_env(config).prompts(config.action_format)
-    return lambda pool: TrajectoryCollector(pool, prompts, tokenizer, config, MAX_PROMPT_LENGTH)
+    chat = ChatTemplate(tokenizer)
+    return lambda pool: TrajectoryCollector(pool, prompts, chat, config, MAX_PROMPT_LENGTH)
 
 
 @pytest.fixture

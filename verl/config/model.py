@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -28,6 +29,12 @@ class ModelConfig:
         harmless=True,
     )
     tokenizer_path: str | None = setting(None, "default: path")
+    chat_template_kwargs: dict[str, Any] = setting(
+        {}, "variables of the chat template, for example {enable_thinking: false}"
+    )
+    chat_template_date: str | None = setting(
+        None, "today for the chat template, as 2026-01-31; null: the day the run was started"
+    )
     trust_remote_code: bool = setting(
         False, "run Python code that comes with the model", harmless=True
     )

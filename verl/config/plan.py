@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
+from datetime import date
 
 import torch
 
-from verl.config.model import compute_dtype
+from verl.config.model import ModelConfig, compute_dtype
 from verl.config.root import PPOConfig
 from verl.config.transport import Transport, resolve_transport
+from verl.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class RunPlan:
     """`engine` describes each of the `rollout_workers` engines (replicas) of the run.
 
     A critic and a reference are built only where a step reads them: an evaluation has neither.
+    `chat_date` is today for the chat template, ISO: a run that is resumed keeps the first one.
     """
 
     device: str  # cuda | cpu
@@ -48,6 +51,7 @@ class RunPlan:
     engines_own_gpus: bool  # that no trainer uses; on a CPU nobody owns anything
     has_critic: bool
     has_reference: bool
+    chat_date: str
 
 
 def make_plan(config: PPOConfig) -> RunPlan:
@@ -66,7 +70,21 @@ def make_plan(config: PPOConfig) -> RunPlan:
         engines_own_gpus=device == "cuda" and policy.rollout.mode == "disaggregated",
         has_critic=config.algorithm.needs_critic and not run.val_only,
         has_reference=penalised and not run.val_only,
+        chat_date=chat_date(policy.model),
     )
+
+
+def chat_date(model: ModelConfig) -> str:
+    """What a run that starts now takes for today in its prompts. Raises UserError on no date."""
+    if model.chat_template_date is None:
+        return date.today().isoformat()
+    try:
+        return date.fromisoformat(model.chat_template_date).isoformat()
+    except ValueError as error:
+        raise UserError(
+            f"model.chat_template_date={model.chat_template_date} is no date; write it as "
+            "2026-01-31, or leave it unset"
+        ) from error
 
 
 def resolve_device(name: str) -> str:

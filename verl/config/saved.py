@@ -20,6 +20,7 @@ from verl.utils.errors import UserError
 logger = logging.getLogger(__name__)
 
 NOT_SET = "(not set)"
+KWARGS = "chat_template_kwargs"
 
 
 def load_saved(path: Path, overrides: list[str]) -> tuple[DictConfig, PPOConfig]:
@@ -30,9 +31,8 @@ def load_saved(path: Path, overrides: list[str]) -> tuple[DictConfig, PPOConfig]
     """
     config, _ = compose_config(["actor_rollout_ref.model.path=saved"])  # a stand-in, replaced below
     # Free-form keys: the saved ones replace the preset's, and overrides may add to them.
-    for key in ("env.val", "env.options", "algorithm.entropy_control.options"):
-        OmegaConf.update(config, key, {}, merge=False)
-        OmegaConf.set_struct(OmegaConf.select(config, key), False)
+    _open(config, "env.val", "env.options", "algorithm.entropy_control.options")
+    _open(config, f"actor_rollout_ref.model.{KWARGS}", f"critic.model.{KWARGS}")
     merged, typed = _merged(config, path, overrides, ppo_keys())
     assert isinstance(typed, PPOConfig)
     return merged, typed
@@ -41,9 +41,16 @@ def load_saved(path: Path, overrides: list[str]) -> tuple[DictConfig, PPOConfig]
 def load_saved_sft(path: Path) -> SFTConfig:
     """The same of a run of main_sft, as it is."""
     config, _ = compose_sft_config(["model.path=saved", "data.train_files=[saved]"])
+    _open(config, f"model.{KWARGS}")
     _, typed = _merged(config, path, [], sft_keys())
     assert isinstance(typed, SFTConfig)
     return typed
+
+
+def _open(config: DictConfig, *keys: str) -> None:
+    for key in keys:
+        OmegaConf.update(config, key, {}, merge=False)
+        OmegaConf.set_struct(OmegaConf.select(config, key), False)
 
 
 def _merged(

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from verl.config.model import ModelConfig
+from verl.config.plan import chat_date
 from verl.config.saved import Change, changes_between
 from verl.config.trainer import SessionConfig
 from verl.utils.atomic import atomic_directory, find_latest, prune, write_latest
@@ -106,3 +108,11 @@ def check_has_critic(checkpoint: Path) -> None:
 def load_driver_state(folder: Path) -> dict[str, Any]:
     """Plain Python values and tensors only: nothing is executed while loading."""
     return torch.load(folder / DRIVER_FILE, weights_only=True)
+
+
+def date_on_resume(model: ModelConfig, checkpoint: Path) -> str:
+    """What a run that goes on from `checkpoint` takes for today in its prompts."""
+    today = chat_date(model)
+    if model.chat_template_date is not None:
+        return today
+    return load_driver_state(checkpoint).get("chat_date", today)  # older ones do not say

@@ -16,7 +16,7 @@ import ray
 from omegaconf import OmegaConf
 
 from verl.config.compose import compose_sft_config, plain
-from verl.config.plan import resolve_device
+from verl.config.plan import chat_date, resolve_device
 from verl.config.saved import load_saved_sft
 from verl.config.sft import SFTConfig
 from verl.single_controller.ray.base import (
@@ -28,6 +28,7 @@ from verl.trainer.checkpoint import (
     CONFIG_FILE,
     CheckpointStore,
     changes_on_resume,
+    date_on_resume,
     tell_changes,
 )
 from verl.trainer.cli import run_cli
@@ -43,7 +44,9 @@ from verl.trainer.sft.trainer import SFTTrainer
 from verl.trainer.sft.worker import SFTWorker
 from verl.utils.errors import UserError
 from verl.utils.importing import load_object
-from verl.workers.model_loading import load_tokenizer
+from verl.workers.chat_check import check_chat, tell_chat_notes
+from verl.workers.chat_template import ChatTemplate
+from verl.workers.model_loading import load_chat_template
 from verl.workers.model_support import check_model
 from verl.workers.runtime import WorkerRuntime
 
@@ -76,13 +79,17 @@ def sft_run(config: SFTConfig, resolved: dict[str, Any]) -> Iterator[SFTTrainer]
     run, device = config.trainer, resolve_device(config.trainer.device)
     check_export_dir(Path(run.export_dir))
     check_model(config.model, "model", tokens=config.data.max_length, device=device)
-    changes = []
+    changes, today = [], chat_date(config.model)
     if (checkpoint := CheckpointStore(run).find()) is not None:
         before = load_saved_sft(checkpoint.parent / CONFIG_FILE)
         changes = changes_on_resume(run, checkpoint, before, config)
-    train, validation = load_data(config)
+        today = date_on_resume(config.model, checkpoint)
+    chat = load_chat_template(config.model, today)
+    check_chat(chat, continues=True)
+    train, validation = load_data(config, chat)
     folder = open_run_folder(run)
     tell_changes(changes)
+    tell_chat_notes(chat, continues=True)
     environment = record_run(folder, resolved, {"device": device})
     ranks, steps = run.nnodes * run.n_gpus_per_node, run.total_epochs * train.batches_per_epoch
     with (
@@ -102,16 +109,17 @@ def check_export_dir(folder: Path) -> None:
         )
 
 
-def load_data(config: SFTConfig) -> tuple[ConversationData, ConversationData | None]:
+def load_data(
+    config: SFTConfig, chat: ChatTemplate
+) -> tuple[ConversationData, ConversationData | None]:
     """Training and validation conversations. Only those for training are augmented."""
     data = config.data
-    tokenizer = load_tokenizer(config.model)
     augment = None if data.augment is None else load_object(data.augment)
     seed = config.trainer.seed
-    train = ConversationData(data.train_files, data, tokenizer, augment, seed)
+    train = ConversationData(data.train_files, data, chat, augment, seed)
     if not data.val_files:
         return train, None
-    return train, ConversationData(data.val_files, data, tokenizer, None, seed)
+    return train, ConversationData(data.val_files, data, chat, None, seed)
 
 
 def start_workers(config: SFTConfig, device: str, total_steps: int) -> RayWorkerGroup:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from verl.config.checks import check_values
@@ -18,14 +19,16 @@ from verl.trainer.checkpoint import (
     CheckpointStore,
     changes_on_resume,
     check_has_critic,
+    date_on_resume,
     tell_changes,
 )
 from verl.trainer.ppo.cluster import process_count, start_workers
 from verl.trainer.ppo.ray_trainer import RayPPOTrainer, total_training_steps
 from verl.trainer.session import open_run_folder, open_tracker, ray_cluster, record_run
 from verl.utils.importing import resolve_choice
+from verl.workers.chat_check import tell_chat_notes
 from verl.workers.interfaces import AgentWorld
-from verl.workers.model_loading import load_tokenizer, resolve_model_path
+from verl.workers.model_loading import load_chat_template, resolve_model_path
 from verl.workers.model_support import check_models
 
 logger = logging.getLogger(__name__)
@@ -45,7 +48,7 @@ def training_run(config: PPOConfig, resolved: dict[str, Any]) -> Iterator[RayPPO
     check_machine(config, plan)
     model, run = config.actor_rollout_ref.model, config.trainer
     resolve_model_path(model.path, model.load_method)
-    load_tokenizer(model)
+    load_chat_template(model)
     check_models(config, plan)
     world = load_world(config)
     world.check()
@@ -57,8 +60,11 @@ def training_run(config: PPOConfig, resolved: dict[str, Any]) -> Iterator[RayPPO
         changes = changes_on_resume(run, checkpoint, before, config)
         if plan.has_critic:
             check_has_critic(checkpoint)
+        plan = replace(plan, chat_date=date_on_resume(model, checkpoint))
     folder = open_run_folder(run)
     tell_changes(changes)
+    continues = config.env.context.kind == "trajectory"
+    tell_chat_notes(load_chat_template(model, plan.chat_date), continues=continues)
     environment = record_run(folder, resolved, run_facts(plan, world))
     logger.info(
         "run folder %s; on %s: %d training and %d rollout workers with %d environments each",

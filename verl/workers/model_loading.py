@@ -25,6 +25,7 @@ from verl.config.model import ModelConfig
 from verl.config.shipped import SMALL_POLICY
 from verl.utils.errors import UserError
 from verl.workers.architecture import attention_kernel, without_chance
+from verl.workers.chat_template import ChatTemplate
 from verl.workers.gguf_conversion import smollm2_folder
 
 LOAD_METHODS = ("auto", "local", "huggingface")
@@ -144,13 +145,33 @@ def load_architecture(config: ModelConfig) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
 
 
+def load_chat_template(config: ModelConfig, date: str | None = None) -> ChatTemplate:
+    """The chat template of the model's tokenizer. `date`: ISO, what it takes for today.
+
+    Raises:
+        UserError: as in `load_tokenizer`; or `chat_template_kwargs` names nothing it reads.
+    """
+    tokenizer = load_tokenizer(config)
+    ends = _end_tokens(load_generation_config(config))
+    try:
+        return ChatTemplate(
+            tokenizer, variables=config.chat_template_kwargs, date=date, end_ids=ends
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Every token that ends a response: those of the generation config and of the tokenizer."""
-    configured = (
-        model.generation_config.eos_token_id if model.generation_config is not None else None
-    )
+    """Every token that ends a response: those of the generation config and of the tokenizer, and
+    the one that the chat template writes after a reply."""
+    configured = _end_tokens(model.generation_config)
+    return ChatTemplate(tokenizer, end_ids=configured).end_ids
+
+
+def _end_tokens(config: GenerationConfig | None) -> frozenset[int]:
+    configured = None if config is None else config.eos_token_id
     ids = configured if isinstance(configured, list) else [configured]
-    return frozenset(token for token in [*ids, tokenizer.eos_token_id] if token is not None)
+    return frozenset(token for token in ids if token is not None)
 
 
 def _pretrained(

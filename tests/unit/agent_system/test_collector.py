@@ -26,6 +26,7 @@ from agent_system.types import (
     StepResult,
     Task,
 )
+from verl.workers.chat_template import ChatTemplate
 from verl.workers.rollout.base import Generation
 
 WORDS = ["<unk>", "</s>", "task", "left", "right", "at", *map(str, range(10))]
@@ -171,7 +172,9 @@ def collect(tokenizer, episodes, *, policy=None, pool=None, config=None, budget=
     async def run():
         nonlocal pool
         pool = pool() if callable(pool) else ScriptedPool(4)
-        collector = TrajectoryCollector(pool, Prompts(), tokenizer, config or make_config(), budget)
+        collector = TrajectoryCollector(
+            pool, Prompts(), ChatTemplate(tokenizer), config or make_config(), budget
+        )
         return await collector.collect_all(policy or SeededPolicy(), episodes, SAMPLING, seed)
 
     return asyncio.run(run())
@@ -391,7 +394,9 @@ def test_an_engine_that_loses_tokens_or_log_probs_is_caught(tokenizer):
 def test_closing_the_stream_frees_every_slot(tokenizer):
     async def run():
         pool = ScriptedPool(2)
-        collector = TrajectoryCollector(pool, Prompts(), tokenizer, make_config(), 100)
+        collector = TrajectoryCollector(
+            pool, Prompts(), ChatTemplate(tokenizer), make_config(), 100
+        )
         stream = collector.collect(SeededPolicy(), make_episodes(goals(2), 8), SAMPLING, 0)
         await anext(stream)
         await stream.aclose()
@@ -404,7 +409,7 @@ def test_closing_the_stream_frees_every_slot(tokenizer):
 def test_trajectories_arrive_as_they_finish(tokenizer):
     async def run():
         collector = TrajectoryCollector(
-            ScriptedPool(2), Prompts(), tokenizer, make_config(max_steps=40), 1000
+            ScriptedPool(2), Prompts(), ChatTemplate(tokenizer), make_config(max_steps=40), 1000
         )
         episodes = make_episodes(goals(30, 1))
         policy = SeededPolicy(["right"])
@@ -472,7 +477,7 @@ def test_groups_stay_together_and_task_types_take_turns():
 
 def test_tasks_are_loaded_ahead_in_the_order_in_which_they_start(tokenizer):
     pool = ScriptedPool(2)
-    collector = TrajectoryCollector(pool, Prompts(), tokenizer, make_config(), 100)
+    collector = TrajectoryCollector(pool, Prompts(), ChatTemplate(tokenizer), make_config(), 100)
     episodes = make_episodes(goals(2, 3, 2), group_size=2)
     collector.load_ahead(episodes)
     assert pool.ahead == [episode.task for episode in starting_order(episodes)]

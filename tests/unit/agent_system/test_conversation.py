@@ -9,12 +9,12 @@ from transformers import PreTrainedTokenizerFast
 
 from agent_system.memory import LastTurns
 from agent_system.multi_turn_rollout.conversation import (
-    ChatTemplate,
     TrajectoryContext,
     TurnContext,
     segments,
 )
 from agent_system.types import Observation, ParsedAction, Turn
+from verl.workers.chat_template import ChatTemplate
 
 # ChatML with a line break after <|im_end|> and a default system prompt, as in Qwen2.5.
 CHATML = (
@@ -172,7 +172,7 @@ def test_sampled_tokens_are_never_tokenised_again():
     assert second[: len(first) + 4].tolist() == [*first.tolist(), 0, 0, 7, 3]
 
 
-def test_decode_leaves_special_tokens_out():
+def test_decode_leaves_the_end_token_out():
     tokenizer = char_tokenizer(CHATML)
     ids = np.asarray(tokenizer.encode("go<|im_end|>", add_special_tokens=False))
     assert ChatTemplate(tokenizer).decode(ids) == "go"
@@ -192,10 +192,8 @@ def test_template_that_drops_replies_is_refused():
 
 
 def test_template_that_refuses_a_role_is_a_value_error():
-    tokenizer = char_tokenizer(
-        "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
-    )
-    with pytest.raises(ValueError, match=r"system, user \(no system role\); put another"):
+    tokenizer = char_tokenizer("{{ raise_exception('no ' + messages[0].role) }}")
+    with pytest.raises(ValueError, match=r"user \(no user\); put another"):
         ChatTemplate(tokenizer).opening("be brief", "go")
 
 

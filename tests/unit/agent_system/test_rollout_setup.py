@@ -13,7 +13,13 @@ from transformers import PreTrainedTokenizerFast
 
 from agent_system.adapters.rollout_worker import RolloutWorker
 from agent_system.adapters.setup import check_environment, load_tasks
-from agent_system.config import ContextConfig, EnvConfig, PoolConfig, TaskSetConfig
+from agent_system.config import (
+    ActionFormatConfig,
+    ContextConfig,
+    EnvConfig,
+    PoolConfig,
+    TaskSetConfig,
+)
 from agent_system.environments.pool import EnvPoolError
 from verl.config.algorithm import DataConfig
 from verl.config.plan import make_plan
@@ -22,6 +28,8 @@ from verl.config.trainer import RunConfig
 from verl.utils.errors import UserError
 from verl.utils.loop_thread import LoopThread
 from verl.workers.rollout.supervised import EngineGaveUpError
+
+from ...families import byte_tokenizer
 
 
 def make_config(**env):
@@ -121,21 +129,21 @@ def test_task_lists_by_name():
 
 
 TALK = "{% for m in messages %}{{ m.content }}</s>{% endfor %}"
-NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+DEAF = "{{ raise_exception('no ' + messages[0].role) }}"
 FORGETFUL = "{{ messages[-1].content }}"
+COUNTING = "{% for m in messages %}{{ messages | length }}{{ m.content }}</s>{% endfor %}"
 
 
-def config_with_template(folder, template, **env):
-    """A run that is fine but for its tokenizer's chat template."""
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel({"</s>": 0}, unk_token="</s>")),
-        eos_token="</s>",
-    )
-    tokenizer.chat_template = template
+def config_with(folder, tokenizer, **env):
+    """A run that is fine but perhaps for its tokenizer."""
     tokenizer.save_pretrained(folder)
     config = make_config(train=TaskSetConfig(max_tasks=2), val={}, **env)
     config.actor_rollout_ref.model.path = str(folder)
     return config
+
+
+def config_with_template(folder, template, **env):
+    return config_with(folder, byte_tokenizer(template, ["</s>"], "</s>"), **env)
 
 
 @pytest.mark.parametrize(("template", "kind"), [(TALK, "trajectory"), (FORGETFUL, "turn")])
@@ -148,13 +156,39 @@ def test_check_environment_accepts_what_runs(tmp_path, template, kind):
     ("template", "message"),
     [
         (None, "no chat template"),
-        (NO_SYSTEM, r"refuses a conversation of system, user \(no system\)"),
+        (DEAF, r"refuses a conversation of user \(no user\)"),
         (FORGETFUL, "drops or rewrites earlier replies; set env.context.kind=turn"),
+        (COUNTING, "rewrites earlier messages when a conversation goes on"),
     ],
 )
 def test_check_environment_refuses_a_template_that_cannot_play(tmp_path, template, message):
     with pytest.raises(UserError, match=message):
         check_environment(config_with_template(tmp_path, template))
+
+
+def test_a_stop_string_that_cuts_the_command_is_refused(tmp_path):
+    for stop in (["</think>"], ["<action>"]):
+        config = config_with_template(tmp_path, TALK, action_format=ActionFormatConfig(stop=stop))
+        with pytest.raises(UserError, match=r"action_format.stop=.* cuts the reply"):
+            check_environment(config)
+
+
+def test_a_tokenizer_that_loses_the_action_format_is_refused(tmp_path):
+    words = Tokenizer(models.WordLevel({"</s>": 0, "<unk>": 1}, unk_token="<unk>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", unk_token="<unk>")
+    tokenizer.chat_template = TALK
+    with pytest.raises(UserError, match=r"reads the reply .* back as '<unk>', in which no command"):
+        check_environment(config_with(tmp_path, tokenizer))
+    plain = ActionFormatConfig(kind="plain")
+    assert check_environment(config_with(tmp_path, tokenizer, action_format=plain)) is None
+
+
+def test_a_tokenizer_whose_unknown_words_end_a_turn_is_refused(tmp_path):
+    words = Tokenizer(models.WordLevel({"</s>": 0}, unk_token="</s>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>")
+    tokenizer.chat_template = TALK
+    with pytest.raises(UserError, match="makes a control token of '</s>' even where a text"):
+        check_environment(config_with(tmp_path, tokenizer))
 
 
 @pytest.mark.parametrize(

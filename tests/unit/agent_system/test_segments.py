@@ -16,7 +16,6 @@ from agent_system.adapters.rows import to_data_proto
 from agent_system.environments.prompting import PlainPrompts
 from agent_system.multi_turn_rollout.conversation import (
     KEPT_SHARE,
-    ChatTemplate,
     TrajectoryContext,
     segments,
 )
@@ -25,6 +24,7 @@ from verl.algorithms.aggregation import trajectory_token_weights
 from verl.algorithms.gae import gae
 from verl.config.algorithm import AlgorithmConfig
 from verl.trainer.ppo.advantage_stage import add_advantages, has_company, with_episode_outcome
+from verl.workers.chat_template import ChatTemplate
 
 MODEL = Path(__file__).parents[3] / "examples/small_policy/model"
 TOKENIZER = AutoTokenizer.from_pretrained(MODEL)

@@ -5,11 +5,12 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from agent_system.config import ActionFormatConfig, EnvConfig
 from agent_system.multi_turn_rollout import TrajectoryCollector
-from agent_system.multi_turn_rollout.conversation import ChatTemplate, make_context
+from agent_system.multi_turn_rollout.conversation import make_context
 from agent_system.types import Episode, Observation, SamplingParams, StepResult, Task
 from verl.workers.rollout.base import Generation
 
@@ -148,20 +149,28 @@ def test_cancelled_request_does_not_hold_up_the_others(parts, latencies):
     assert isinstance(asyncio.run(main()), Generation)
 
 
-class WordTokenizer:
+class CharacterChat:
     """Characters as tokens."""
 
-    chat_template = "any"
-    name_or_path = "words"
+    opens_reasoning = False
 
-    def apply_chat_template(self, messages, tokenize, add_generation_prompt):
-        return "".join(f"<{m['role'][0]}>{m['content']}" for m in messages) + "<a>"
+    def opening(self, system, user):
+        return self.encode(f"<u>{user}<a>")
 
-    def encode(self, text, add_special_tokens):
-        return [ord(character) for character in text]
+    def continuation(self, response_ids, user):
+        return self.encode(f"<u>{user}<a>")
 
-    def decode(self, ids, **_):
-        return "".join(map(chr, ids))
+    def encode(self, text):
+        return np.asarray([ord(character) for character in text], np.int32)
+
+    def decode(self, ids):
+        return "".join(map(chr, ids.tolist()))
+
+    def count(self, text):
+        return len(text)
+
+    def has_markers(self, text):
+        return False
 
 
 @pytest.fixture
@@ -170,7 +179,7 @@ def games(parts):
     options = parts.scripted.ScriptedOptions(reset_ms=1, step_ms=1)
     engine = parts.simulated.SimulatedEngine(
         parts.simulated.Latencies((1,), (0.01,), 1e6, "a test"),
-        answer_ids=WordTokenizer().encode(parts.simulated.ANSWER, add_special_tokens=False),
+        answer_ids=CharacterChat().encode(parts.simulated.ANSWER).tolist(),
         max_num_seqs=4,
     )
     return SimpleNamespace(
@@ -186,7 +195,7 @@ SAMPLING = SamplingParams(max_tokens=80)
 
 def play_ours(games):
     collector = TrajectoryCollector(
-        games.pool, games.prompts, WordTokenizer(), EnvConfig(), max_prompt_length=10_000
+        games.pool, games.prompts, CharacterChat(), EnvConfig(), max_prompt_length=10_000
     )
     return asyncio.run(collector.collect_all(games.engine, games.episodes, SAMPLING, seed=0))
 
@@ -202,7 +211,7 @@ def test_scripted_pool_plays_whole_episodes(games):
 def test_lock_step_plays_the_same_episodes_with_more_work(parts, games):
     ours = [trajectory.turns for trajectory in play_ours(games)]
     before = games.engine.stats()["generated_tokens"]
-    chat, entropy_rows = ChatTemplate(WordTokenizer()), []
+    chat, entropy_rows = CharacterChat(), []
     baseline = parts.lockstep.LockStep(
         games.pool,
         chat,

@@ -14,6 +14,7 @@ from verl.config.sft import SFTDataConfig
 from verl.trainer.sft.batches import BatchSums, ConversationData, bucketed_order, to_batch
 from verl.trainer.sft.conversations import Example
 from verl.utils.errors import UserError
+from verl.workers.chat_template import ChatTemplate
 
 SMALL_POLICY = Path(__file__).parents[3] / "examples" / "small_policy" / "model"
 
@@ -46,7 +47,7 @@ def shout(messages, rng):
 
 def data(games, tokenizer, augment=None, seed=0, **config):
     return ConversationData(
-        [games], SFTDataConfig(train_batch_size=4, **config), tokenizer, augment, seed
+        [games], SFTDataConfig(train_batch_size=4, **config), ChatTemplate(tokenizer), augment, seed
     )
 
 

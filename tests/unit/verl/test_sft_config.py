@@ -8,6 +8,7 @@ from verl.config.compose import compose_sft_config
 from verl.config.sft import SFTConfig, last_epoch
 from verl.trainer.main_sft import check_export_dir, load_data, main, parse
 from verl.utils.errors import UserError
+from verl.workers.model_loading import load_chat_template
 
 NEEDED = ["model.path=m", "data.train_files=[a.jsonl]"]
 
@@ -92,7 +93,7 @@ def test_a_missing_model_and_a_missing_augmentation_are_refused_before_ray_start
         ["model.path=small", "data.train_files=[a.jsonl]", "data.augment=no.such.module:f"]
     )
     with pytest.raises(UserError, match=r"cannot load 'no.such.module:f'"):
-        load_data(config)
+        load_data(config, load_chat_template(config.model))
 
 
 def test_the_trained_model_takes_no_other_folders_place(tmp_path):

@@ -9,6 +9,8 @@ from transformers import AutoTokenizer
 
 from verl.trainer.sft.conversations import load_conversations, tokenize
 from verl.utils.errors import UserError
+from verl.workers.chat_check import check_chat
+from verl.workers.chat_template import ChatTemplate
 
 SMALL_POLICY = Path(__file__).parents[3] / "examples" / "small_policy" / "model"
 DIALOGUE = [
@@ -35,7 +37,7 @@ def tokens_with_weights(tokenizer, example):
 
 
 def test_replies_and_their_end_tokens_weigh_1_and_the_rest_the_prompt_weight(tokenizer):
-    example = tokenize(tokenizer, DIALOGUE, prompt_weight=0.5)
+    example = tokenize(ChatTemplate(tokenizer), DIALOGUE, prompt_weight=0.5)
     assert tokens_with_weights(tokenizer, example) == [
         ("<|user|>", 0.0),  # nothing predicts the first token
         ("find", 0.5),
@@ -61,14 +63,14 @@ def test_replies_and_their_end_tokens_weigh_1_and_the_rest_the_prompt_weight(tok
 
 
 def test_by_default_only_replies_count(tokenizer):
-    example = tokenize(tokenizer, DIALOGUE, prompt_weight=0.0)
+    example = tokenize(ChatTemplate(tokenizer), DIALOGUE, prompt_weight=0.0)
     assert example.ids.dtype == np.int64 and example.weight.dtype == np.float32
     assert example.weight.sum() == 8  # two replies of three words and an end token
 
 
 def test_what_follows_the_end_token_belongs_to_the_prompt(tokenizer):
     tokenizer.chat_template = LINE_BREAKS.replace("\n", "_")  # a sign that the tokenizer keeps
-    example = tokenize(tokenizer, DIALOGUE, prompt_weight=0.0)
+    example = tokenize(ChatTemplate(tokenizer), DIALOGUE, prompt_weight=0.0)
     pairs = tokens_with_weights(tokenizer, example)
     assert pairs[-1] == ("<|end|>", 1.0)
     assert [weight for token, weight in pairs if token == "_"] == [0.0, 0.0, 0.0]
@@ -78,13 +80,14 @@ def test_what_follows_the_end_token_belongs_to_the_prompt(tokenizer):
 
 def test_user_messages_after_the_last_reply_are_left_out(tokenizer):
     longer = [*DIALOGUE, {"role": "user", "content": "well done"}]
-    whole = tokenize(tokenizer, longer, prompt_weight=1.0)
-    assert whole.ids.tolist() == tokenize(tokenizer, DIALOGUE, prompt_weight=1.0).ids.tolist()
+    whole = tokenize(ChatTemplate(tokenizer), longer, prompt_weight=1.0)
+    assert (
+        whole.ids.tolist()
+        == tokenize(ChatTemplate(tokenizer), DIALOGUE, prompt_weight=1.0).ids.tolist()
+    )
 
 
 def test_the_tokens_are_those_of_a_rollout(tokenizer):
-    from agent_system.multi_turn_rollout.conversation import ChatTemplate
-
     chat = ChatTemplate(tokenizer)
     reply = np.asarray(tokenizer.encode("teleport to kitchen<|end|>", add_special_tokens=False))
     played = np.concatenate(
@@ -95,13 +98,16 @@ def test_the_tokens_are_those_of_a_rollout(tokenizer):
             tokenizer.encode("focus on table<|end|>", add_special_tokens=False),
         ]
     )
-    assert tokenize(tokenizer, DIALOGUE, prompt_weight=0.0).ids.tolist() == played.tolist()
+    assert (
+        tokenize(ChatTemplate(tokenizer), DIALOGUE, prompt_weight=0.0).ids.tolist()
+        == played.tolist()
+    )
 
 
 def test_a_template_that_rewrites_history_is_refused(tokenizer):
     tokenizer.chat_template = "{{ messages | length }}{{ messages[-1]['content'] }}<|end|>"
-    with pytest.raises(UserError, match="rewrites earlier messages"):
-        tokenize(tokenizer, DIALOGUE, prompt_weight=0.0)
+    with pytest.raises(UserError, match="rewrites earlier"):
+        check_chat(ChatTemplate(tokenizer), continues=True)
 
 
 def test_jsonl_and_json_hold_the_same_rows(tmp_path):

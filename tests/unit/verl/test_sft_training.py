@@ -14,6 +14,7 @@ from verl.trainer.sft.batches import to_batch
 from verl.trainer.sft.trainer import SFTTrainer
 from verl.trainer.sft.worker import SFTWorker
 from verl.utils.errors import UserError
+from verl.workers.model_loading import load_chat_template
 from verl.workers.runtime import WorkerRuntime
 
 pytestmark = pytest.mark.usefixtures("single_rank")
@@ -73,7 +74,7 @@ def started_worker(config, total_steps=12):
 
 def trainer_of(config):
     """A trainer whose tracker keeps all that it is sent."""
-    train, validation = load_data(config)
+    train, validation = load_data(config, load_chat_template(config.model))
     logged = []
     tracker = SimpleNamespace(
         log=lambda metrics, step: logged.append((step, metrics)), state_dict=dict
@@ -89,7 +90,7 @@ def losses(logged):
 def test_the_loss_is_the_weighted_mean_of_the_log_likelihood(games, tmp_path):
     config = configured(games, tmp_path, "data.prompt_weight=0.5")
     worker = started_worker(config)
-    examples = load_data(config)[0].examples(0)[:3]
+    examples = load_data(config, load_chat_template(config.model))[0].examples(0)[:3]
     measured = worker.evaluate(*to_batch(examples, ranks=1))
 
     model = worker._sharded.model
@@ -109,7 +110,8 @@ def test_the_loss_is_the_weighted_mean_of_the_log_likelihood(games, tmp_path):
 
 def test_label_smoothing_is_that_of_torch(games, tmp_path):
     worker = started_worker(configured(games, tmp_path, "data.label_smoothing=0.1"))
-    examples = load_data(configured(games, tmp_path))[0].examples(0)[:2]
+    config = configured(games, tmp_path)
+    examples = load_data(config, load_chat_template(config.model))[0].examples(0)[:2]
     measured = worker.evaluate(*to_batch(examples, ranks=1))
     logits, targets = [], []
     for example in examples:
@@ -127,7 +129,7 @@ def test_label_smoothing_is_that_of_torch(games, tmp_path):
 
 def test_micro_batches_and_empty_rows_change_neither_loss_nor_gradient(games, tmp_path):
     config = configured(games, tmp_path)
-    examples = load_data(config)[0].examples(0)
+    examples = load_data(config, load_chat_template(config.model))[0].examples(0)
     cut = configured(games, tmp_path, "data.micro_batch.micro_batch_size_per_gpu=1")
     whole = started_worker(config).update(*to_batch(examples, ranks=1))
     parts = started_worker(cut).update(*to_batch(examples, ranks=4))

@@ -273,6 +273,7 @@ class RayPPOTrainer:
         """Everything that decides the next step, except what the workers save themselves."""
         return {
             "step": self.step,
+            "chat_date": self.plan.chat_date,
             "world": self.pipeline.world_state(),
             "kl_controller": self.kl_controller.state_dict(),
             "plugin": self.plugin.hook.state_dict() if self.plugin else None,

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from verl.config.sft import SFTDataConfig
 from verl.protocol import DataProto
 from verl.trainer.sft.conversations import Example, Messages, load_conversations, tokenize
 from verl.utils.errors import UserError
+from verl.workers.chat_template import ChatTemplate
 
 Augment = Callable[[Messages, random.Random], Messages]
 # Rows are sorted by length within so many batches: little padding, and still a random mixture.
@@ -43,14 +43,14 @@ class ConversationData:
         self,
         files: Sequence[str],
         config: SFTDataConfig,
-        tokenizer: PreTrainedTokenizerBase,
+        chat: ChatTemplate,
         augment: Augment | None,
         seed: int,
     ) -> None:
         """Raises UserError when a file, a conversation or the chat template is no good."""
         self._conversations = load_conversations(files, config.messages_key)
         self._config = config
-        self._tokenizer = tokenizer
+        self._chat = chat
         self._augment = augment
         self._seed = seed
         self._fixed = self._tokenize(self._conversations) if augment is None else []
@@ -61,6 +61,11 @@ class ConversationData:
     @property
     def batches_per_epoch(self) -> int:
         return -(-len(self) // self._config.train_batch_size)
+
+    @property
+    def chat_date(self) -> str:
+        """What the chat template takes for today."""
+        return self._chat.date
 
     def examples(self, epoch: int) -> list[Example]:
         """All conversations as they are in `epoch`, 0-based."""
@@ -84,7 +89,7 @@ class ConversationData:
     def _tokenize(self, conversations: list[Messages]) -> list[Example]:
         examples = []
         for index, messages in enumerate(conversations):
-            example = tokenize(self._tokenizer, messages, self._config.prompt_weight)
+            example = tokenize(self._chat, messages, self._config.prompt_weight)
             examples.append(self._fitted(example, index))
         return examples
 

@@ -9,14 +9,15 @@ import importlib.util
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from verl.utils.errors import UserError
 from verl.utils.json_lines import lines_of
+from verl.workers.chat_template import ChatTemplate
 
 Messages = list[dict[str, str]]
 ROLES = ("system", "user", "assistant")
@@ -90,58 +91,25 @@ class Example:
         return len(self.ids)
 
 
-def tokenize(
-    tokenizer: PreTrainedTokenizerBase, messages: Messages, prompt_weight: float
-) -> Example:
+def tokenize(chat: ChatTemplate, messages: Messages, prompt_weight: float) -> Example:
     """Replies, each with its end token, weigh 1; everything else weighs `prompt_weight`.
 
-    Prompts and replies are tokenised apart, as in a rollout, where a reply is sampled and never
-    tokenised again: cloning and playing see the same tokens. The first token has weight 0, as
-    nothing predicts it.
+    The tokens are those of a rollout in the trajectory context: prompts and replies are tokenised
+    apart, and a reply stays what it was. What follows the last one is left out. The first token has
+    weight 0, as nothing predicts it.
 
     Raises:
-        UserError: the chat template rewrites what it has written before.
+        UserError: the chat template refuses the conversation or does not write a whole reply.
     """
-    ids: list[int] = []
-    weight: list[float] = []
-    for text, is_reply in _segments(tokenizer, messages):
-        segment = tokenizer.encode(text, add_special_tokens=False)  # the template writes BOS itself
-        ids += segment
-        weight += [1.0 if is_reply else prompt_weight] * len(segment)
-    weight[0] = 0.0
-    return Example(np.asarray(ids, np.int64), np.asarray(weight, np.float32))
-
-
-def _segments(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[tuple[str, bool]]:
-    """(text, is it a reply) in turns; what follows the last reply is left out."""
-    segments = []
-    written = ""
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        prompt = _render(tokenizer, messages[:index], add_generation_prompt=True)
-        whole = _render(tokenizer, messages[: index + 1], add_generation_prompt=False)
-        if not (prompt.startswith(written) and whole.startswith(prompt)):
-            raise UserError(
-                f"the chat template of {tokenizer.name_or_path!r} rewrites earlier messages, so "
-                "replies cannot be told from prompts; use a template that only appends"
-            )
-        reply = _up_to_end_token(whole[len(prompt) :], str(tokenizer.eos_token))
-        segments += [(prompt[len(written) :], False), (reply, True)]
-        written = prompt + reply
-    return segments
-
-
-def _up_to_end_token(text: str, end: str) -> str:
-    """A template may write a line break after the end token, which no policy samples."""
-    before, found, _ = text.rpartition(end)
-    return before + found if found else text
-
-
-def _render(
-    tokenizer: PreTrainedTokenizerBase, messages: Messages, *, add_generation_prompt: bool
-) -> str:
-    text = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=add_generation_prompt
-    )
-    return cast(str, text)  # because of tokenize=False
+    replies = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    ids: list[np.ndarray] = []
+    try:
+        for start, end in pairwise([-1, *replies]):
+            asked = messages[start + 1 : end]
+            ids.append(chat.resume(ids[-1], asked) if ids else chat.start(asked))
+            ids.append(chat.reply(messages[end]["content"]))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    weight = [np.full(len(part), 1.0 if i % 2 else prompt_weight) for i, part in enumerate(ids)]
+    weight[0][:1] = 0.0
+    return Example(np.concatenate(ids).astype(np.int64), np.concatenate(weight).astype(np.float32))

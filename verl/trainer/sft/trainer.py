@@ -112,6 +112,7 @@ class SFTTrainer:
     def save(self) -> None:
         state = {
             "step": self.step,
+            "chat_date": self.train.chat_date,
             "batches_per_epoch": self.train.batches_per_epoch,
             "tracker": self.tracker.state_dict(),
         }
