@@ -38,6 +38,7 @@ def test_three_steps_of_frozen_lake(tmp_path):
         "data.max_prompt_length=700",
         "data.max_response_length=256",
         "env.rollout.n=4",
+        "env.action_format.kind=plain",  # which the small policy speaks
         "env.max_steps=4",
         "env.val.test.max_tasks=4",
         "algorithm.drop_zero_advantage_groups=false",
