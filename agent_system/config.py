@@ -34,6 +34,12 @@ class ContextConfig:
         "row, a new one when it is too long and goes on without its oldest turns",
         choices=("turn", "trajectory"),
     )
+    reasoning: str = setting(
+        "keep",
+        "trajectory context: what later prompts show of a reply. keep: all that was sampled; "
+        "drop: what follows its reasoning, as some chat templates do; every turn is then a row",
+        choices=("keep", "drop"),
+    )
     history: str = setting(
         "last_turns",
         "turn context: which past turns a prompt shows. last_turns: the last history_length; "

@@ -129,6 +129,10 @@ class Chat(Protocol):
         when the messages are refused."""
         ...
 
+    def without_reasoning(self, prompt_ids: np.ndarray, response_ids: np.ndarray) -> np.ndarray:
+        """(T,) prompt and response as later prompts show them where reasoning is dropped."""
+        ...
+
     def decode(self, ids: np.ndarray) -> str:
         """The whole text of a response but for the end token."""
         ...

@@ -111,6 +111,9 @@ class Turn:
     finish_reason: FinishReason = "stop"
     weight_version: int = 0
     dropped_turns: int = 0  # turns of history that did not fit the prompt budget
+    opens_row: bool = (
+        False  # its prompt does not go on from the one before, though none was dropped
+    )
 
 
 @dataclass

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Protocol
 
@@ -41,10 +41,13 @@ class Prompt:
     `dropped_turns`: turns of the history at hand that this prompt leaves out for lack of room. At
     hand is what `History` chose for this prompt (`turn`), or the conversation up to here
     (`trajectory`; a turn dropped earlier is no longer in it and is not counted again).
+    `opens_row`: the turn before is shown without its reasoning, so this prompt does not go on
+    from it.
     """
 
     ids: np.ndarray
     dropped_turns: int = 0
+    opens_row: bool = False
 
 
 class PromptContext(Protocol):
@@ -58,11 +61,13 @@ class PromptContext(Protocol):
 
 
 def segments(turns: Sequence[Turn]) -> list[Sequence[Turn]]:
-    """The turns of a `trajectory` context, cut where a prompt dropped turns.
+    """The turns of a `trajectory` context, cut where a prompt dropped turns or reasoning.
 
     Within a segment every prompt is the one before, its response and an observation.
     """
-    starts = [i for i, turn in enumerate(turns) if i == 0 or turn.dropped_turns > 0]
+    starts = [
+        i for i, turn in enumerate(turns) if i == 0 or turn.dropped_turns > 0 or turn.opens_row
+    ]
     return [turns[start:end] for start, end in pairwise([*starts, len(turns)])]
 
 
@@ -73,6 +78,7 @@ class TrajectoryContext:
     chat: Chat
     prompts: PromptBuilder
     max_prompt_length: int
+    keeps_reasoning: bool = True
 
     def prompt(
         self, task_text: str, turns: Sequence[Turn], observation: Observation
@@ -82,10 +88,16 @@ class TrajectoryContext:
             return Prompt(ids) if len(ids) <= self.max_prompt_length else None
         last = turns[-1]
         answer = self.chat.continuation(last.response_ids, self.prompts.next(observation))
-        ids = np.concatenate([last.prompt_ids, last.response_ids, answer])
+        ids = np.concatenate([self._shown(last), answer])
         if len(ids) <= self.max_prompt_length:
-            return Prompt(ids)
+            return Prompt(ids, opens_row=not self.keeps_reasoning)
         return self._shortened(ids, task_text, turns, observation)
+
+    def _shown(self, turn: Turn) -> np.ndarray:
+        """Prompt and response, as the next prompt begins."""
+        if self.keeps_reasoning:
+            return np.concatenate([turn.prompt_ids, turn.response_ids])
+        return self.chat.without_reasoning(turn.prompt_ids, turn.response_ids)
 
     def _opening(self, task_text: str, observation: Observation) -> np.ndarray:
         system = self.prompts.system(task_text)
@@ -99,11 +111,12 @@ class TrajectoryContext:
         The opening shows the task and what was observed before that turn (without the actions that
         were admissible then); what follows are the tokens of `ids` as they are.
         """
-        # Where the response of each turn begins in `ids`; those of earlier segments lie elsewhere.
-        begins = [*(len(turn.prompt_ids) for turn in turns), len(ids)]
-        segment_start = len(turns) - len(segments(turns)[-1])
+        # Where the response of each turn begins in `ids`; those before turns were dropped lie
+        # elsewhere.
+        begins = [*(self._response_start(turn) for turn in turns), len(ids)]
+        start = max((i for i, turn in enumerate(turns) if turn.dropped_turns > 0), default=0)
         dropped_before = sum(turn.dropped_turns for turn in turns)
-        oldest = max(segment_start, dropped_before + 1)
+        oldest = max(start, dropped_before + 1)
         seen = [*(Observation(turn.observation) for turn in turns[:-1]), observation]
 
         def opening(first: int) -> np.ndarray:
@@ -120,6 +133,10 @@ class TrajectoryContext:
             return None
         kept = np.concatenate([opening(first), ids[begins[first] :]])
         return Prompt(kept, first - dropped_before)
+
+    def _response_start(self, turn: Turn) -> int:
+        nothing = turn.response_ids[:0]
+        return len(self._shown(replace(turn, response_ids=nothing)))
 
 
 def _least(candidates: range, fits: Callable[[int], bool]) -> int | None:
@@ -162,10 +179,16 @@ def make_context(
     """
     history = make_history(config, chat.count)
     if config.kind == "turn":
+        if config.reasoning != ContextConfig.reasoning:
+            raise ValueError(
+                f"env.context.reasoning={config.reasoning} has no effect with kind=turn, whose "
+                "prompts show no replies; leave it unset"
+            )
         return TurnContext(chat, prompts, max_prompt_length, history)
     if config.history != ContextConfig.history:
         raise ValueError(
             f"env.context.history={config.history} needs fresh prompts, but kind=trajectory shows "
             "the conversation as it grows; set env.context.kind=turn"
         )
-    return TrajectoryContext(chat, prompts, max_prompt_length)
+    keeps_reasoning = config.reasoning == "keep"
+    return TrajectoryContext(chat, prompts, max_prompt_length, keeps_reasoning)

@@ -166,6 +166,7 @@ class EpisodePlayer:
                 finish_reason=generation.finish_reason,
                 weight_version=generation.weight_version,
                 dropped_turns=prompt.dropped_turns,
+                opens_row=prompt.opens_row,
             )
         )
         return result

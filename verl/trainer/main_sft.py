@@ -89,7 +89,7 @@ def sft_run(config: SFTConfig, resolved: dict[str, Any]) -> Iterator[SFTTrainer]
     train, validation = load_data(config, chat)
     folder = open_run_folder(run)
     tell_changes(changes)
-    tell_chat_notes(chat, continues=True)
+    tell_chat_notes(chat, keeps_reasoning=True)
     environment = record_run(folder, resolved, {"device": device})
     ranks, steps = run.nnodes * run.n_gpus_per_node, run.total_epochs * train.batches_per_epoch
     with (

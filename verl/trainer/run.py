@@ -63,8 +63,9 @@ def training_run(config: PPOConfig, resolved: dict[str, Any]) -> Iterator[RayPPO
         plan = replace(plan, chat_date=date_on_resume(model, checkpoint))
     folder = open_run_folder(run)
     tell_changes(changes)
-    continues = config.env.context.kind == "trajectory"
-    tell_chat_notes(load_chat_template(model, plan.chat_date), continues=continues)
+    context = config.env.context
+    keeps_reasoning = (context.kind, context.reasoning) == ("trajectory", "keep")
+    tell_chat_notes(load_chat_template(model, plan.chat_date), keeps_reasoning=keeps_reasoning)
     environment = record_run(folder, resolved, run_facts(plan, world))
     logger.info(
         "run folder %s; on %s: %d training and %d rollout workers with %d environments each",

@@ -28,14 +28,14 @@ def check_chat(chat: ChatTemplate, *, continues: bool) -> None:
         raise UserError(str(error)) from error
 
 
-def tell_chat_notes(chat: ChatTemplate, *, continues: bool) -> None:
+def tell_chat_notes(chat: ChatTemplate, *, keeps_reasoning: bool) -> None:
     """On the console and in `run.log`: where the tokens are not what a user would expect."""
-    for note in chat_notes(chat, continues=continues):
+    for note in chat_notes(chat, keeps_reasoning=keeps_reasoning):
         logger.info(note)
 
 
-def chat_notes(chat: ChatTemplate, *, continues: bool) -> list[str]:
-    """A sentence each; arguments of `check_chat`."""
+def chat_notes(chat: ChatTemplate, *, keeps_reasoning: bool) -> list[str]:
+    """A sentence each. `keeps_reasoning`: prompts show that of earlier replies."""
     notes = []
     if chat.folds_system:
         notes.append(
@@ -52,10 +52,10 @@ def chat_notes(chat: ChatTemplate, *, continues: bool) -> list[str]:
             f"{chat.name} writes no token of the tokenizer's own after a reply: only the end "
             "tokens of model and tokenizer end one"
         )
-    if continues and chat.drops_reasoning:
+    if keeps_reasoning and chat.drops_reasoning:
         notes.append(
-            f"{chat.name} drops the reasoning of earlier replies: here they stay as they were "
-            "written"
+            f"{chat.name} drops the reasoning of earlier replies, and this run keeps it; "
+            "env.context.reasoning=drop plays as the template writes"
         )
     return notes
 

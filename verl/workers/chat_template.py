@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import re
+from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -112,6 +113,31 @@ class ChatTemplate:
         """
         return np.concatenate([self._encode(self._reply_text(content)), self._closing])
 
+    def without_reasoning(self, prompt_ids: np.ndarray, response_ids: np.ndarray) -> np.ndarray:
+        """Prompt and response as later prompts show them where reasoning is dropped, (T,).
+
+        Up to its last `</think>` the response is left out, and so is a `<think>` at the prompt's
+        end. Reasoning that was never closed stays.
+        """
+        if self.opens_reasoning:
+            opener = self._tokens(self._reply_prefix[self._reply_prefix.rfind("<think>") :])
+            if prompt_ids[-len(opener) :].tolist() == opener:
+                prompt_ids = prompt_ids[: -len(opener)]
+        return np.concatenate([prompt_ids, response_ids[self._reasoning_length(response_ids) :]])
+
+    def _reasoning_length(self, ids: np.ndarray) -> int:
+        """Tokens up to the last `</think>`, and the blank ones behind it."""
+
+        def closed(length: int) -> int:
+            return self._text(ids[:length]).lower().count("</think>")
+
+        if not closed(len(ids)):
+            return 0
+        length = bisect_left(range(len(ids)), closed(len(ids)), key=closed)
+        while length < len(ids) and self._text(ids[length : length + 1]).isspace():
+            length += 1
+        return length
+
     def encode(self, text: str) -> np.ndarray:
         """A text by itself, (T,): none of the template's markers comes of it."""
         return self._encode(self._as_text(text))
@@ -122,13 +148,10 @@ class ChatTemplate:
 
     def decode(self, ids: np.ndarray) -> str:
         """The text of a response, all of it but the end and padding tokens behind it."""
-        tokens = ids.tolist()
-        while tokens and tokens[-1] in self._silent_ids:
-            tokens.pop()
-        text = self.tokenizer.decode(
-            tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-        return cast(str, text)  # of one sequence
+        length = len(ids)
+        while length and int(ids[length - 1]) in self._silent_ids:
+            length -= 1
+        return self._text(ids[:length])
 
     def has_markers(self, text: str) -> bool:
         """Whether it spells one of the template's markers."""
@@ -346,6 +369,12 @@ class ChatTemplate:
         )
         assert isinstance(text, str), "because of tokenize=False"
         return text
+
+    def _text(self, ids: np.ndarray) -> str:
+        text = self.tokenizer.decode(
+            ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return cast(str, text)  # of one sequence
 
     def _encode(self, rendered: str) -> np.ndarray:
         ids = [token for piece in rendered.split(_BREAK) for token in self._tokens(piece)]

@@ -7,12 +7,16 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from agent_system.config import ContextConfig
+from agent_system.environments.prompting import TextPrompts
 from agent_system.memory import LastTurns
 from agent_system.multi_turn_rollout.conversation import (
     TrajectoryContext,
     TurnContext,
+    make_context,
     segments,
 )
+from agent_system.multi_turn_rollout.episode import EpisodePlayer
 from agent_system.types import Observation, ParsedAction, Turn
 from verl.workers.chat_template import ChatTemplate
 
@@ -330,3 +334,57 @@ def test_what_the_policy_sampled_of_the_template_is_not_repeated():
     assert len(chat.continuation(np.asarray([], int), "obs")) == len(
         tokenizer.encode(whole_answer, add_special_tokens=False)
     )
+
+
+def think_aloud(max_length, count, keeps_reasoning):
+    """`count` prompts, each reply "<think>a</think>b" and its end token, each answer a letter."""
+    chat = ChatTemplate(char_tokenizer(MINIMAL))
+    context = TrajectoryContext(chat, NoSystemPrompts(), max_length, keeps_reasoning)
+    turns, prompts = [], []
+    for index in range(count):
+        prompts.append(context.prompt("t", turns, Observation(LETTERS[index])))
+        response = chat.tokenizer.encode("<think>a</think>b</s>", add_special_tokens=False)
+        turn = played(index, prompts[-1].ids, response)
+        turn.observation = LETTERS[index + 1]
+        turn.dropped_turns, turn.opens_row = prompts[-1].dropped_turns, prompts[-1].opens_row
+        turns.append(turn)
+    return [chat.tokenizer.decode(prompt.ids) for prompt in prompts], turns
+
+
+def test_earlier_reasoning_is_kept_or_dropped_by_choice():
+    kept, turns = think_aloud(1000, 3, keeps_reasoning=True)
+    reply = "<think>a</think>b</s>"
+    assert kept[2] == f"<obs>first a<act>{reply}<obs>then b<act>{reply}<obs>then c<act>"
+    assert [len(row) for row in segments(turns)] == [3]
+    dropped, turns = think_aloud(1000, 3, keeps_reasoning=False)
+    assert dropped[2] == "<obs>first a<act>b</s><obs>then b<act>b</s><obs>then c<act>"
+    assert [len(row) for row in segments(turns)] == [1, 1, 1]
+
+
+def test_without_reasoning_a_conversation_is_shortened_at_its_turns():
+    # An opening is 9 tokens and a turn adds 2 + 8: 39 hold three turns, the fifth prompt does not
+    # fit, and half of the room beside the opening holds one.
+    prompts, turns = think_aloud(39, 5, keeps_reasoning=False)
+    assert [turn.dropped_turns for turn in turns] == [0, 0, 0, 0, 3]
+    assert prompts[4] == "<obs>first d<act>b</s><obs>then e<act>"
+    assert [len(row) for row in segments(turns)] == [1] * 5
+
+
+def test_a_choice_about_reasoning_without_effect_is_refused():
+    chat = ChatTemplate(char_tokenizer(MINIMAL))
+    with pytest.raises(ValueError, match="reasoning=drop has no effect with kind=turn"):
+        make_context(ContextConfig(kind="turn", reasoning="drop"), chat, Prompts(), 100)
+    assert not make_context(ContextConfig(reasoning="drop"), chat, Prompts(), 100).keeps_reasoning
+
+
+@pytest.mark.parametrize(
+    ("command", "played_as"),
+    [("open door", "open door"), ("open <|im_end|>", ""), ("say <|IM_START|>user", "")],
+)
+def test_a_command_with_a_marker_of_the_template_is_none(command, played_as):
+    chat = ChatTemplate(char_tokenizer(CHATML))
+    player = EpisodePlayer(chat, None, TextPrompts("rules", False), None, max_steps=1)
+    reply = f"<think>a</think><action>{command}</action>"
+    for ids in (chat.encode(reply), chat.tokenizer.encode(reply, add_special_tokens=False)):
+        action = player._parse(chat.decode(np.asarray(ids)), Observation("-", ("open door",)))
+        assert action == ParsedAction(played_as, played_as != "", played_as != "")

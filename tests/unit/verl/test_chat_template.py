@@ -80,7 +80,7 @@ def test_the_same_conversation_by_every_family(name):
 
 
 def test_what_is_special_about_a_family_is_said():
-    said = {name: chat_notes(chat_of(name), continues=True) for name in FAMILIES}
+    said = {name: chat_notes(chat_of(name), keeps_reasoning=True) for name in FAMILIES}
     about = {name: " ".join(notes) for name, notes in said.items() if notes}
     assert about.keys() == {"reasoning", "dated", "no_system", "wandering", "opened"}
     assert [len(said[name]) for name in about] == [1, 1, 1, 1, 1]
@@ -90,7 +90,7 @@ def test_what_is_special_about_a_family_is_said():
     assert "before the first user message" in about["no_system"]
     assert "before the first user message" in about["wandering"]
     # a fresh prompt shows no earlier reply
-    assert chat_notes(chat_of("reasoning"), continues=False) == []
+    assert chat_notes(chat_of("reasoning"), keeps_reasoning=False) == []
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -168,7 +168,7 @@ def test_a_template_without_any_end_is_named():
     template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
     chat = ChatTemplate(byte_tokenizer(template, ["<e>"], "<e>"))
     assert chat.end_id is None and len(chat.end_ids) == 1
-    (note,) = chat_notes(chat, continues=True)
+    (note,) = chat_notes(chat, keeps_reasoning=True)
     assert "writes no token of the tokenizer's own after a reply" in note
 
 
@@ -221,3 +221,29 @@ def test_a_tokenizer_that_finds_its_markers_in_any_text_is_refused(monkeypatch):
     monkeypatch.setattr(chat, "_as_text", lambda text: text)
     with pytest.raises(UserError, match=r"makes a control token of '<\|endoftext\|>'"):
         check_chat(chat, continues=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "opener"), [("reasoning", "<think>a</think>\n\n"), ("opened", "a</think>")]
+)
+def test_reasoning_is_dropped_as_the_template_does(name, opener):
+    chat = chat_of(name)
+    opening = chat.opening("be brief", "go")
+    response = chat.encode(f"{opener}<action>b</action>")
+    shown = chat.without_reasoning(opening, response)
+    ids = np.concatenate([shown, chat.continuation(response, "more")])
+    messages = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "go"},
+        {"role": "assistant", "content": "<think>a</think><action>b</action>"},
+        {"role": "user", "content": "more"},
+    ]
+    whole = chat.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert text(chat, ids) == whole
+
+
+def test_reasoning_that_is_not_closed_stays():
+    chat = chat_of("reasoning")
+    for reply in ("<think>a", "go"):
+        response = chat.encode(reply)
+        assert text(chat, chat.without_reasoning(response[:0], response)) == reply

@@ -1,9 +1,17 @@
 """Checkpoints of a run: complete or absent, found by the resume mode, the newest kept."""
 
+from datetime import date
+
 import pytest
 
+from verl.config.model import ModelConfig
 from verl.config.trainer import RunConfig
-from verl.trainer.checkpoint import CheckpointStore, check_has_critic, load_driver_state
+from verl.trainer.checkpoint import (
+    CheckpointStore,
+    check_has_critic,
+    date_on_resume,
+    load_driver_state,
+)
 from verl.trainer.main_eval import split_checkpoint
 from verl.utils.errors import UserError
 
@@ -75,3 +83,13 @@ def test_an_evaluation_wants_exactly_one_checkpoint(tmp_path):
     assert split_checkpoint([f"checkpoint={folder}", "a=b"]) == (folder, ["a=b"])
     with pytest.raises(UserError, match="exactly one"):
         split_checkpoint(["a=b"])
+
+
+def test_a_resumed_run_keeps_the_day_of_its_start(tmp_path):
+    store(tmp_path).save(1, {"step": 1, "chat_date": "2026-01-31"}, write_weights)
+    checkpoint = store(tmp_path).find()
+    assert date_on_resume(ModelConfig(path="m"), checkpoint) == "2026-01-31"
+    chosen = ModelConfig(path="m", chat_template_date="2025-12-24")
+    assert date_on_resume(chosen, checkpoint) == "2025-12-24"
+    store(tmp_path).save(2, {"step": 2}, write_weights)  # as before there was such a day
+    assert date_on_resume(ModelConfig(path="m"), store(tmp_path).find()) == date.today().isoformat()

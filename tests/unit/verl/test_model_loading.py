@@ -3,10 +3,11 @@
 import importlib.util
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from verl.config.model import ModelConfig, compute_dtype, resolve_dtype
 from verl.utils.errors import UserError
@@ -14,11 +15,14 @@ from verl.workers import gguf_conversion, model_loading
 from verl.workers.model_export import save_causal_lm
 from verl.workers.model_loading import (
     load_causal_lm,
+    load_chat_template,
     load_tokenizer,
     load_value_model,
     resolve_model_path,
     stop_token_ids,
 )
+
+from ...families import family
 
 
 def copy_of(path, target, drop=()):
@@ -204,6 +208,23 @@ def test_stop_tokens_of_model_and_tokenizer(tiny_model_path):
     model, tokenizer = load_causal_lm(config, torch.float32), load_tokenizer(config)
     model.generation_config.eos_token_id = [7, 9]
     assert stop_token_ids(model, tokenizer) == {1, 7, 9}
+
+
+def test_a_base_model_stops_where_its_template_ends_a_turn():
+    tokenizer = family("chatml")
+    model = SimpleNamespace(generation_config=GenerationConfig(eos_token_id=7))
+    ends = stop_token_ids(model, tokenizer) - {7}
+    assert sorted(tokenizer.convert_ids_to_tokens(ends)) == ["<|endoftext|>", "<|im_end|>"]
+
+
+def test_variables_of_the_template_come_from_the_configuration(tmp_path):
+    family("reasoning").save_pretrained(tmp_path)
+    config = ModelConfig(path=str(tmp_path), chat_template_kwargs={"enable_thinking": False})
+    chat = load_chat_template(config, "2026-01-31")
+    assert chat.tokenizer.decode(chat.opening(None, "go")).endswith("<think>\n\n</think>\n\n")
+    config = ModelConfig(path=str(tmp_path), chat_template_kwargs={"thinking": False})
+    with pytest.raises(UserError, match=r"chat_template_kwargs.thinking is nothing that"):
+        load_chat_template(config)
 
 
 def test_dtypes_by_name():

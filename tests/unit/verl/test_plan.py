@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import FrozenInstanceError
+from datetime import date
 
 import pytest
 import torch
@@ -82,3 +83,11 @@ def test_a_transport_that_is_impossible_here_is_refused():
 def test_a_plan_is_not_changed():
     with pytest.raises(FrozenInstanceError):
         planned().device = "cuda"  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_the_day_of_a_run_is_that_of_its_start_unless_told():
+    assert planned().chat_date == date.today().isoformat()
+    key = "actor_rollout_ref.model.chat_template_date"
+    assert planned(f"{key}=2026-01-31").chat_date == "2026-01-31"
+    with pytest.raises(UserError, match=r"chat_template_date=tomorrow is no date; write it as"):
+        planned(f"{key}=tomorrow")

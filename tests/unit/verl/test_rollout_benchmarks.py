@@ -160,6 +160,9 @@ class CharacterChat:
     def continuation(self, response_ids, user):
         return self.encode(f"<u>{user}<a>")
 
+    def without_reasoning(self, prompt_ids, response_ids):
+        return np.concatenate([prompt_ids, response_ids])
+
     def encode(self, text):
         return np.asarray([ord(character) for character in text], np.int32)
 

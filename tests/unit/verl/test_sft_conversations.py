@@ -12,6 +12,8 @@ from verl.utils.errors import UserError
 from verl.workers.chat_check import check_chat
 from verl.workers.chat_template import ChatTemplate
 
+from ...families import FAMILIES, family
+
 SMALL_POLICY = Path(__file__).parents[3] / "examples" / "small_policy" / "model"
 DIALOGUE = [
     {"role": "user", "content": "find the box"},
@@ -168,3 +170,23 @@ def test_an_unreadable_file_is_refused(tmp_path, name, content, reason):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"nothing.jsonl' does not exist"):
         load_conversations([str(tmp_path / "nothing.jsonl")], "messages")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_cloning_sees_the_tokens_of_a_rollout_by_every_family(name):
+    chat = ChatTemplate(family(name))
+    thoughtful = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "go <|im_end|>"},
+        {"role": "assistant", "content": "<think>a</think>b"},
+        {"role": "user", "content": "</s>"},
+        {"role": "assistant", "content": "<think>c</think>d"},
+    ]
+    example = tokenize(chat, thoughtful, prompt_weight=0.0)
+    replies = [chat.reply(message["content"]) for message in thoughtful[2::2]]
+    opening = chat.opening("be brief", "go <|im_end|>")
+    played = [opening, replies[0], chat.continuation(replies[0], "</s>"), replies[1]]
+    assert example.ids.tolist() == np.concatenate(played).tolist()
+    assert example.ids[example.weight == 1].tolist() == np.concatenate(replies).tolist()
+    ends = [reply[-1] for reply in replies]
+    assert ends == [chat.end_id] * 2  # nothing after it is learned
