@@ -23,6 +23,7 @@ REPO = Path(__file__).parents[2]
 SETTINGS = [
     "env=frozen_lake",
     "env.max_steps=2",
+    "env.action_format.kind=plain",  # which the tokenizer can write
     "env.rollout.n=2",
     "env.pool.slots_per_worker=1",  # one after the other: the last digits depend on the company
     "data.train_batch_size=2",
