@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
+from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.platforms import current_platform
@@ -35,13 +36,14 @@ class WeightReceiver:
         What `reload_weights` leaves as it was on a CPU: the packed copy with which a head that is
         tied to the embedding computes; and experts unpacked, which are packed with their kernel.
         """
-        layers = list(self.model_runner.get_model().modules())
-        if current_platform.is_cpu():
-            for layer in layers:
-                if isinstance(layer, RoutedExperts):
-                    layer.quant_method.moe_kernel = None  # so that it is made anew
+        model = self.model_runner.get_model()
+        packed = list(_packed_experts(model))
+        for experts in packed:
+            experts.moe_kernel = None  # so that it is made anew
         self.model_runner.reload_weights(weights_iterator=_weights(path))
-        for layer in layers:
+        if any(experts.moe_kernel is None for experts in packed):
+            raise RuntimeError(f"vLLM's {type(model).__name__} kept the experts that it had")
+        for layer in model.modules():
             if isinstance(layer, ParallelLMHead):
                 layer.quant_method.process_weights_after_loading(layer)
 
@@ -59,6 +61,13 @@ def _end_after(owner: psutil.Process, processes: list[psutil.Process]) -> None:
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.kill()
+
+
+def _packed_experts(model: nn.Module) -> Iterator[FusedMoEMethodBase]:
+    if current_platform.is_cpu():
+        for layer in model.modules():
+            if isinstance(layer, RoutedExperts) and layer.quant_method.moe_kernel is not None:
+                yield layer.quant_method
 
 
 def _weights(path: str) -> Iterator[tuple[str, Tensor]]:
