@@ -40,6 +40,7 @@ def engine_args(config: ActorRolloutRefConfig, plan: EnginePlan) -> dict[str, An
         "enforce_eager": _enforce_eager(rollout, plan.device),
         "logprobs_mode": logprobs_mode(rollout),
         "worker_extension_cls": WORKER_EXTENSION,
+        "language_model_only": True,  # nothing of a vision-language model but what is trained
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }
