@@ -40,7 +40,7 @@ NAMES: dict[str, str] = {
     "expert": (
         "moe_intermediate_size shared_expert_intermediate_size shared_intermediate_size "
         "moe_shared_expert_intermediate_size expert_ffn_hidden_size moe_ffn_hidden_size "
-        "linear_key_head_dim linear_value_head_dim mamba_d_state state_size "
+        "mamba_d_state state_size "
         "ssm_state_size hidden_size_per_layer_input"
     ),
     "layers": (
@@ -63,7 +63,8 @@ NAMES: dict[str, str] = {
     "zero": "num_kv_shared_layers",
     "head": (
         "head_dim global_head_dim kv_channels q_lora_rank qk_nope_head_dim v_head_dim "
-        "index_head_dim linear_head_dim mamba_d_head mamba_head_dim o_lora_rank"
+        "linear_key_head_dim linear_value_head_dim index_head_dim linear_head_dim mamba_d_head "
+        "mamba_head_dim o_lora_rank"
     ),
     "latent": "kv_lora_rank",
     "rotary": "qk_rope_head_dim",
@@ -108,11 +109,22 @@ LONGROPE = {
 GEMMA_4 = {"per_layer_config": {1: {"head_dim": 64}, 3: {"head_dim": 64}}}
 
 OVERRIDES: dict[str, dict[str, Any]] = {
-    "afmoe": {"score_func": "sigmoid"},  # for vLLM
+    "afmoe": {
+        "score_func": "sigmoid",
+        "route_norm": True,
+        "n_group": 1,
+        "topk_group": 1,
+    },  # for vLLM
     "codegen": {"rotary_dim": 16},
-    "deepseek_v2": {"topk_method": "greedy", "num_experts_per_tok": 2},
+    "deepseek_v2": {
+        "topk_method": "greedy",
+        "num_experts_per_tok": 2,
+        "topk_group": 1,
+        "n_group": 1,
+    },
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
     "deepseek_v3": {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},  # for vLLM
+    "falcon": {"ffn_hidden_size": 512},  # four times the hidden size, of which vLLM is certain
     "gemma2": {"attn_logit_softcapping": 2.0},  # 50 hides what a kernel without it does
     "gemma3n_text": {
         "intermediate_size": [96] * LAYERS,
@@ -127,6 +139,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "attention_layers": ["global", "local"] * 2,
         "window_size": WINDOW,
     },
+    "glm4_moe": {"head_dim": 32},  # for vLLM
     "gptj": {"rotary_dim": 16},
     "hunyuan_v1_dense": {"head_dim": 32},
     "hunyuan_v1_moe": {"head_dim": 32},
@@ -134,10 +147,18 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "laguna": {"num_attention_heads_per_layer": [4] * LAYERS},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2, "conv_dim": 128, "block_dim": 128},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "conv_dim": 128},
+    "llama4": {"attention_chunk_size": 32},  # a multiple of vLLM's blocks
+    "llama4_text": {"attention_chunk_size": 32},
     "mamba2": {"num_heads": 8},
+    "minimax_m2": {
+        "rotary_dim": 32,
+        "scoring_func": "sigmoid",
+        "use_routing_bias": True,
+    },  # for vLLM
     "ministral": {"head_dim": 32},
     "mistral": {"sliding_window": WINDOW},
     "nemotron": {"num_key_value_heads": 2},
+    "xglm": {"attention_heads": 4},
     "zamba": {"attention_head_dim": 64, "attention_hidden_size": 256, "n_mamba_heads": 2},
     "zaya": {"num_experts_per_tok": 1},
     "zamba2": {
@@ -187,9 +208,12 @@ def tiny_config(name: str) -> PreTrainedConfig:
     return config
 
 
-def write_tiny_model(name: str, folder: Path) -> Path:
-    """The model with its tokenizer, as a folder that the trainer loads."""
+def write_tiny_model(name: str, folder: Path, **changes: Any) -> Path:
+    """The model with its tokenizer, as a folder that the trainer loads. `changes`: of its
+    configuration."""
     config = tiny_config(name)
+    for key, value in changes.items():
+        setattr(config, key, value)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for parameter in model.parameters():
