@@ -1,6 +1,7 @@
 """Measures every architecture and writes what was found.
 
     python -m tests.models.measure [type ...]     all types, or those; the others' results stay
+    python -m tests.models.measure_vllm [type ...]    then vLLM, of types that the trainer has right
 
 Results go to `verl/workers/architectures.json`, which runs read at their start, and to
 `docs/models.md`.
@@ -53,6 +54,10 @@ weights, and measured:
 - **critic**: its values of a row alone and beside other rows, from 0 on.
 - **hf**: what the engine samples has the trainer's log-probs, over turns, before and after new
   weights.
+- **vllm**: as hf, on a CPU in float32, and after it is sent the weights that it has. What is wrong
+  there is refused there. On a GPU or in bfloat16, where none of this was measured, it is refused
+  too, unless `actor_rollout_ref.model.accept_untested=true` leaves the decision to the comparison
+  of engine and trainer after each weight sync.
 - **packed**: with flash-attention, rows are laid end to end. Elsewhere they are padded.
 
 Two log-probs are equal within {tolerance} nats, in float32. What is not right is refused when a run
@@ -62,8 +67,8 @@ switched off in all of training: PPO compares two passes over the same tokens.
 
 Measured with {versions}. `python -m tests.models.measure` measures anew.
 
-| architecture | class | trainer | LoRA | critic | hf | packed |
-| --- | --- | --- | --- | --- | --- | --- |
+| architecture | class | trainer | LoRA | critic | hf | vllm | packed |
+| --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
 
@@ -78,7 +83,7 @@ def main(names: list[str]) -> None:
             results.pop(name, None)
         else:
             vllm = results[name].vllm if name in results else None
-            results[name] = replace(support, vllm=vllm)
+            results[name] = replace(support, vllm=support.vllm or vllm)
         write(results)
 
 
@@ -155,6 +160,7 @@ def _reasons(support: Support) -> dict[str, str | None]:
         "LoRA": support.lora,
         "critic": support.critic,
         "hf": support.hf,
+        "vllm": support.vllm,
         "packed": support.packing,
     }
 

@@ -61,9 +61,12 @@ def measure(name: str) -> str | None:
 
 def _measure(name: str, sender: Any) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        reason = judged(_wrong, write_tiny_model(name, Path(scratch, "model")))
-        # the engine tells what it was in its own process
-        sender.send(reason and reason.replace("ends with RuntimeError: ", "ends with ", 1))
+        folder = write_tiny_model(name, Path(scratch, "model"))
+        reason = judged(_wrong, folder)
+        if reason is not None:  # the engine tells what it was in its own process
+            reason = reason.replace("ends with RuntimeError: ", "ends with ", 1)
+            reason = reason.replace(str(folder), "the model")
+        sender.send(reason)
 
 
 def _wrong(folder: Path) -> str | None:

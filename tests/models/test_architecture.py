@@ -16,11 +16,12 @@ from transformers import (
 )
 
 from verl.config.model import ModelConfig
+from verl.config.plan import EnginePlan
 from verl.utils.errors import UserError
 from verl.workers import architecture, model_support
 from verl.workers.architecture import attention_kernel, longest_row, without_chance
 from verl.workers.model_loading import load_architecture
-from verl.workers.model_support import check_model, measured, packs_rows
+from verl.workers.model_support import Support, check_engine, check_model, measured, packs_rows
 
 from .tiny import tiny_config
 
@@ -99,6 +100,35 @@ def test_what_was_measured_wrong_is_refused(tmp_path):
     bert = folder_of(tiny_config("bert"), tmp_path / "bert")
     with pytest.raises(UserError, match=r"bert lets a token's log-prob depend on later tokens"):
         check_model(ModelConfig(path=bert), "model", tokens=10, device="cpu")
+
+
+VLLM = Support("LlamaForCausalLM", *[None] * 5, vllm="samples with other log-probs")
+ON_CPU = EnginePlan("vllm", "cpu", torch.float32, 64)
+ON_GPU = EnginePlan("vllm", "cuda", torch.bfloat16, 64)
+IN_HALF = EnginePlan("vllm", "cpu", torch.bfloat16, 64)
+
+
+@pytest.mark.parametrize(
+    ("plan", "accepted", "words"),
+    [
+        (ON_CPU, False, "vllm samples with other log-probs .*; set .*rollout.name=hf$"),
+        (ON_CPU, True, "vllm samples with other log-probs .*; set .*rollout.name=hf$"),
+        (ON_GPU, False, "vllm on a CPU in float32 samples .*accept_untested=true"),
+        (IN_HALF, False, "vllm on a CPU in float32 samples .*accept_untested=true"),
+    ],
+)
+def test_what_vllm_computes_wrong_is_refused(tmp_path, monkeypatch, plan, accepted, words):
+    folder = folder_of(tiny_config("llama"), tmp_path)
+    monkeypatch.setattr(model_support, "measured", lambda: {"llama": VLLM})
+    with pytest.raises(UserError, match=words):
+        check_engine(ModelConfig(path=folder, accept_untested=accepted), plan)
+
+
+@pytest.mark.parametrize("plan", [ON_GPU, IN_HALF])
+def test_what_vllm_was_not_measured_in_can_be_accepted(tmp_path, monkeypatch, plan):
+    folder = folder_of(tiny_config("llama"), tmp_path)
+    monkeypatch.setattr(model_support, "measured", lambda: {"llama": VLLM})
+    check_engine(ModelConfig(path=folder, accept_untested=True), plan)
 
 
 def test_a_kernel_is_refused_before_anything_starts(tmp_path):

@@ -19,7 +19,7 @@ from .tiny import write_tiny_model, write_with_vision
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
-FAMILIES = ("qwen3_moe", "gemma2")
+FAMILIES = ("qwen3_moe", "gemma2", "falcon_h1")
 
 
 def assert_right(folder):

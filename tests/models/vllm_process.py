@@ -135,10 +135,10 @@ def _serve(folder: Path, pipe: Any) -> None:
 
 
 def _told(error: Exception) -> str:
-    """What it is, without pydantic's title of it; where it was raised if it says nothing."""
+    """Its first sentence, without pydantic's title of it; where it was raised if it has none."""
+    lines = str(error).strip().splitlines()
     if type(error).__name__ == "ValidationError":
-        _, error_line = str(error).splitlines()[:2]
-        return error_line.partition(" [type=")[0].strip().removeprefix("Value error, ")
+        return lines[1].strip().removeprefix("Value error, ").partition(". ")[0]
     place = traceback.extract_tb(error.__traceback__)[-1]
-    lines = str(error).strip() or f"in {place.name} of {Path(place.filename).name}: {place.line}"
-    return f"{type(error).__name__}: {lines}"
+    raised = f"in {place.name} of {Path(place.filename).name}: {place.line}"
+    return f"{type(error).__name__}: {lines[0].partition('. ')[0] if lines else raised}"

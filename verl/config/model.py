@@ -39,7 +39,9 @@ class ModelConfig:
         False, "run Python code that comes with the model", harmless=True
     )
     accept_untested: bool = setting(
-        False, "take an architecture that docs/models.md does not list", harmless=True
+        False,
+        "take an architecture that docs/models.md does not list, or not for vLLM on this device",
+        harmless=True,
     )
     enable_gradient_checkpointing: bool = setting(
         False, "recompute activations: less memory, more time", harmless=True

@@ -22,6 +22,7 @@ from verl.workers.checkpoint_names import check_names
 from verl.workers.model_loading import load_architecture, load_causal_lm
 from verl.workers.weight_sync.lora import adapts_experts
 
+MEASURED_VLLM = ("cpu", torch.float32)  # device and dtype of the engine
 RESULTS = Path(__file__).with_name("architectures.json")
 
 
@@ -31,7 +32,7 @@ class Support:
 
     `trainer`: log-probs, updates, checkpoints and exports. `packing`: rows laid end to end.
     `lora`: adapters on all linear layers. `critic`: the value model. `hf`, `vllm`: the engine
-    against the trainer.
+    against the trainer; `vllm` as `MEASURED_VLLM` says.
     """
 
     model_class: str
@@ -59,7 +60,7 @@ def check_models(config: PPOConfig, plan: RunPlan) -> None:
     tokens = config.data.max_prompt_length + config.data.max_response_length
     policy = config.actor_rollout_ref.model
     check_model(policy, "actor_rollout_ref.model", tokens=tokens, device=plan.device)
-    _check_engine(config.actor_rollout_ref.model, plan.engine)
+    check_engine(config.actor_rollout_ref.model, plan.engine)
     if plan.has_critic:
         check_model(config.critic.model, "critic.model", tokens=tokens, device=plan.device)
         kind = load_architecture(config.critic.model).model_type
@@ -118,20 +119,29 @@ def _check_positions(model: ModelConfig, key: str, tokens: int, lengths: str) ->
         )
 
 
-def _check_engine(model: ModelConfig, engine: EnginePlan) -> None:
+def check_engine(model: ModelConfig, engine: EnginePlan) -> None:
+    """Refuse an engine that would sample from something else than the trainer's model.
+
+    Raises:
+        UserError: with the reason and the way out.
+    """
     key = "actor_rollout_ref.rollout.max_model_len"
     _check_positions(model, "actor_rollout_ref.model", engine.max_model_len, key)
     kind = load_architecture(model).model_type
     support = measured().get(kind)
     reasons = {} if support is None else {"hf": support.hf, "vllm": support.vllm}
     others = [name for name, reason in reasons.items() if reason is None]
-    _refuse(
-        "actor_rollout_ref.model",
-        model,
-        f"{kind} with rollout.name={engine.name}",
-        reasons.get(engine.name),
-        f"set actor_rollout_ref.rollout.name={others[0]}" if others else "choose another model",
-    )
+    what = f"{kind} with rollout.name={engine.name}"
+    remedy = f"set actor_rollout_ref.rollout.name={others[0]}" if others else "choose another model"
+    if engine.name == "vllm" and (engine.device, engine.dtype) != MEASURED_VLLM:
+        if model.accept_untested:
+            reasons.pop("vllm", None)
+        what += " on a CPU in float32"
+        remedy += (
+            ", or actor_rollout_ref.model.accept_untested=true, with which the comparison of "
+            "engine and trainer after each weight sync decides"
+        )
+    _refuse("actor_rollout_ref.model", model, what, reasons.get(engine.name), remedy)
     if engine.reads_checkpoints:
         check_names(model)
     if engine.takes_adapters and adapts_experts(load_causal_lm(model, torch.float32, empty=True)):
