@@ -36,6 +36,7 @@ _BREAK = "\ufdd0"
 _SYSTEM, _USER, _REPLY, _ANSWER, _THOUGHT = "0system0", "0ask0", "0reply0", "0answer0", "0thought0"
 
 # What a generation prompt may write for the policy and an earlier reply does not show.
+_GIVEN_REASONING = re.compile(r"(?:<think>\s*(?:</think>\s*)?)?\Z")
 _THINK = re.compile(r"\s*<think>\s*")
 _REASONING_OPENER = re.compile(r"\s*(<think>\s*(</think>\s*)?)?")
 
@@ -116,13 +117,12 @@ class ChatTemplate:
     def without_reasoning(self, prompt_ids: np.ndarray, response_ids: np.ndarray) -> np.ndarray:
         """Prompt and response as later prompts show them where reasoning is dropped, (T,).
 
-        Up to its last `</think>` the response is left out, and so is a `<think>` at the prompt's
-        end. Reasoning that was never closed stays.
+        Up to its last `</think>` the response is left out, and so is what the prompt's end has of
+        the reasoning. Reasoning that was never closed stays.
         """
-        if self.opens_reasoning:
-            opener = self._tokens(self._reply_prefix[self._reply_prefix.rfind("<think>") :])
-            if prompt_ids[-len(opener) :].tolist() == opener:
-                prompt_ids = prompt_ids[: -len(opener)]
+        opener = self._tokens(_GIVEN_REASONING.findall(self._reply_prefix)[0])
+        if opener and prompt_ids[-len(opener) :].tolist() == opener:
+            prompt_ids = prompt_ids[: -len(opener)]
         return np.concatenate([prompt_ids, response_ids[self._reasoning_length(response_ids) :]])
 
     def _reasoning_length(self, ids: np.ndarray) -> int:

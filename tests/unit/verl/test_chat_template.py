@@ -224,10 +224,15 @@ def test_a_tokenizer_that_finds_its_markers_in_any_text_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "opener"), [("reasoning", "<think>a</think>\n\n"), ("opened", "a</think>")]
+    ("name", "opener", "variables"),
+    [
+        ("reasoning", "<think>a</think>\n\n", {}),
+        ("reasoning", "", {"enable_thinking": False}),
+        ("opened", "a</think>", {}),
+    ],
 )
-def test_reasoning_is_dropped_as_the_template_does(name, opener):
-    chat = chat_of(name)
+def test_reasoning_is_dropped_as_the_template_does(name, opener, variables):
+    chat = chat_of(name, variables=variables)
     opening = chat.opening("be brief", "go")
     response = chat.encode(f"{opener}<action>b</action>")
     shown = chat.without_reasoning(opening, response)
@@ -238,7 +243,9 @@ def test_reasoning_is_dropped_as_the_template_does(name, opener):
         {"role": "assistant", "content": "<think>a</think><action>b</action>"},
         {"role": "user", "content": "more"},
     ]
-    whole = chat.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    whole = chat.tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, **variables
+    )
     assert text(chat, ids) == whole
 
 
