@@ -177,7 +177,10 @@ class RolloutConfig:
         True, "vllm: long prompts are prefilled beside decoding", harmless=True
     )
     enable_prefix_caching: bool = setting(
-        True, "vllm: a trajectory's next prompt costs its new tokens only", harmless=True
+        True,
+        "vllm: a trajectory's next prompt costs its new tokens only; on a CPU not for models whose "
+        "layers keep states",
+        harmless=True,
     )
     free_cache_engine: bool = setting(
         True, "vllm, colocated on cuda: sleep while the trainer trains", harmless=True

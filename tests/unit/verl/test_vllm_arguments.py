@@ -240,3 +240,14 @@ def test_adapter_folder_is_what_peft_saves():
         read = load_file(file)
     assert {name: tuple(tensor.shape) for name, tensor in read.items()} == shapes
     assert all(np.all(tensor.numpy() == 0) for tensor in read.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "cached"),
+    [("lfm2", "cpu", False), ("lfm2", "cuda", True), ("llama", "cpu", True)],
+)
+def test_prefixes_of_layers_with_states_are_not_cached_on_a_cpu(tmp_path, name, device, cached):
+    """vLLM caches those by chunks of a prefill, and on a CPU a prefill is not cut."""
+    given = arguments(str(write_tiny_model(name, tmp_path)), device)
+    assert given["enable_prefix_caching"] is cached
+    assert given["language_model_only"]
