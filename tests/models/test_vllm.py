@@ -17,7 +17,7 @@ from verl.workers.rollout.engines import build_engine
 from .conformance import wrong_in_vllm
 from .tiny import write_tiny_model, write_with_vision
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(600)]
 
 FAMILIES = ("qwen3_moe", "gemma2", "falcon_h1")
 
