@@ -128,6 +128,8 @@ def test_what_vllm_computes_wrong_is_refused(tmp_path, monkeypatch, plan, accept
 def test_what_vllm_was_not_measured_in_can_be_accepted(tmp_path, monkeypatch, plan):
     folder = folder_of(tiny_config("llama"), tmp_path)
     monkeypatch.setattr(model_support, "measured", lambda: {"llama": VLLM})
+    with pytest.raises(UserError, match="accept_untested=true"):
+        check_engine(ModelConfig(path=folder), plan)
     check_engine(ModelConfig(path=folder, accept_untested=True), plan)
 
 

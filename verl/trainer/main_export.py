@@ -34,7 +34,8 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"output={outputs}: name exactly one folder that does not exist yet")
     target = Path(outputs[0]).absolute()
     dtypes = [a.removeprefix("dtype=") for a in rest if a.startswith("dtype=")]
-    dtype = resolve_dtype(dtypes[-1], auto=torch.float32) if dtypes else None
+    named = [name for name in dtypes[-1:] if name != "auto"]  # auto: the model's own
+    dtype = resolve_dtype(named[0], auto=torch.float32) if named else None
     # no engine is built, so this machine need not be able to send weights to one
     overrides = ["trainer.val_only=true", "actor_rollout_ref.rollout.weight_sync=auto"]
     overrides += [a for a in rest if not a.startswith(("output=", "dtype="))]

@@ -6,19 +6,18 @@ From the architecture alone: no weights are read.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from verl.config.model import ModelConfig
 from verl.utils.errors import UserError
 from verl.workers.checkpoint_names import CheckpointNames
 from verl.workers.model_loading import (
     load_causal_lm,
+    load_generation_config,
     load_tokenizer,
-    resolve_model_path,
     stop_token_ids,
 )
 from verl.workers.weight_sync import PackedWeights, lora_adapters
@@ -58,10 +57,7 @@ def read_model_facts(model: ModelConfig) -> ModelFacts:
         UserError: the model is missing or is not a causal language model.
     """
     policy = load_causal_lm(replace(model, attn_implementation="eager"), torch.float32, empty=True)
-    with suppress(OSError):  # a folder without one has its end tokens in the model's config
-        policy.generation_config = GenerationConfig.from_pretrained(
-            resolve_model_path(model.path, model.load_method)
-        )
+    policy.generation_config = load_generation_config(model) or policy.generation_config
     text = policy.config.get_text_config(decoder=True)
     latent = getattr(text, "kv_lora_rank", None)
     per_head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
