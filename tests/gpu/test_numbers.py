@@ -30,7 +30,7 @@ from verl.workers.sharded_model import ShardedModel
 from verl.workers.token_statistics import token_statistics
 from verl.workers.update_context import UpdateContext
 from verl.workers.weight_sync import WeightUpdate, pack_weights
-from verl.workers.weight_sync.source import merged_weights
+from verl.workers.weight_sync.source import MergedWeights
 
 DEVICE = resolve_device("auto")
 ACTIVE = [40, 3, 25, 1, 17]
@@ -222,7 +222,7 @@ def test_trained_adapters_equal_the_merged_model(policy_path, runtime, batch):
     assert (after - before).abs().max() > 0.01
     merged = load_causal_lm(ModelConfig(path=policy_path), torch.float64)
     merged.load_state_dict(
-        {name: tensor.double() for name, tensor in merged_weights(adapted, model).items()},
+        {name: tensor.double() for name, tensor in MergedWeights(adapted, model)().items()},
         strict=False,
     )
     with torch.no_grad():

@@ -36,7 +36,7 @@ from verl.workers.runtime import WorkerRuntime
 from verl.workers.sharded_model import ShardedModel
 from verl.workers.update_context import UpdateContext
 from verl.workers.weight_sync import WeightUpdate, pack_weights
-from verl.workers.weight_sync.source import export, merged_weights
+from verl.workers.weight_sync.source import MergedWeights, export
 
 TOLERANCE = 1e-3  # nats; rounding of float32 gives up to 5e-5 in these models
 LENGTHS = (12, 30, 21)  # tokens of the rows, the first ones their prompts
@@ -201,7 +201,7 @@ def wrong_in_engine(
         if version == 2:
             policy.update(rows_of())
         if version > 0:
-            weights = named(merged_weights(policy.sharded, policy.config))
+            weights = named(MergedWeights(policy.sharded, policy.config)())
             engine.load_weights(WeightUpdate(version, pack_weights(weights), None, None))
         if (nats := _engine_distance(engine, policy)) > TOLERANCE:
             return f"samples with other log-probs than the trainer's {when} ({nats:.2g} nats)"

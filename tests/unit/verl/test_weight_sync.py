@@ -1,6 +1,7 @@
 """Weights as bytes and back, and adapters merged into their base."""
 
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 
 from verl.config.model import ModelConfig
 from verl.workers.model_loading import load_causal_lm
-from verl.workers.weight_sync import load_packed_weights, merge_lora, pack_weights
+from verl.workers.weight_sync import load_packed_weights, merge_lora, pack_weights, source
 
 
 class Tied(nn.Module):
@@ -67,3 +68,25 @@ def test_merged_adapters_equal_the_library(tiny_model_path):
     assert merged.keys() == want.keys()
     for name, tensor in merged.items():
         torch.testing.assert_close(tensor, want[name], atol=1e-5, rtol=1e-5)
+
+
+def test_merging_twice_takes_the_weights_of_each_time(tiny_model_path, monkeypatch):
+    config = ModelConfig(path=tiny_model_path, lora_rank=2)
+    models = [load_causal_lm(config, torch.float32) for _ in range(2)]
+    for seed, model in enumerate(models):
+        torch.manual_seed(seed)
+        for name, parameter in model.named_parameters():
+            if ".lora_B" in name:
+                nn.init.normal_(parameter)
+    gathered = iter(models)
+    sharded = SimpleNamespace(rank=0, full_state_dict=lambda: next(gathered).state_dict())
+    built = []
+    structure = load_causal_lm(config, torch.float32, empty=True)
+    monkeypatch.setattr(source, "load_causal_lm", lambda *a, **k: built.append(1) or structure)
+    merged_weights = source.MergedWeights(sharded, config)
+    for model in models:
+        merged = merged_weights()
+        assert all(parameter.is_meta for parameter in structure.parameters())
+        want = model.merge_and_unload().state_dict()
+        torch.testing.assert_close(merged, dict(want), atol=1e-5, rtol=1e-5)
+    assert len(built) == 1

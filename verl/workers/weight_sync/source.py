@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ray
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from verl.config.model import ModelConfig
 from verl.config.plan import EnginePlan
@@ -35,13 +37,14 @@ class PolicyWeights:
         self._model = model
         self._engine = engine
         self._checked = checked
+        self._merged = MergedWeights(sharded, model)
         self._names = CheckpointNames(model) if engine.reads_checkpoints else None
         self._sender: WeightSender | None = None
 
     def publish(self, version: int) -> list[ray.ObjectRef]:
         """Rank 0 returns the reference of a `WeightUpdate` in the engines' dtype, others none."""
         adapter = LoraAdapter.of(self._model) if self._engine.takes_adapters else None
-        weights = self._adapters() if adapter else merged_weights(self._sharded, self._model)
+        weights = self._adapters() if adapter else self._merged()
         if self._sharded.rank != 0:
             return []
         if self._names is not None:
@@ -80,12 +83,26 @@ class PolicyWeights:
         return lora_adapters({name: tensor.cpu() for name, tensor in gathered})
 
 
-def merged_weights(sharded: ShardedModel, model: ModelConfig) -> dict[str, Tensor]:
-    """Whole weights, LoRA merged, on rank 0; empty on the others, which take part in gathering."""
-    weights = sharded.full_state_dict()
-    if model.lora_rank == 0 or sharded.rank != 0:
-        return weights
-    return merge_lora(load_causal_lm(model, torch.float32, empty=True), weights)
+class MergedWeights:
+    """Gathers the whole weights of a model, LoRA merged. The structure that merging needs is built
+    once and holds no weights in between."""
+
+    def __init__(self, sharded: ShardedModel, model: ModelConfig) -> None:
+        self._sharded = sharded
+        self._model = model
+
+    def __call__(self) -> dict[str, Tensor]:
+        """On rank 0; empty on the others, which take part in gathering."""
+        weights = self._sharded.full_state_dict()
+        if self._model.lora_rank == 0 or self._sharded.rank != 0:
+            return weights
+        merged = merge_lora(self._structure, weights)
+        self._structure.to("meta")
+        return merged
+
+    @cached_property
+    def _structure(self) -> PreTrainedModel:
+        return load_causal_lm(self._model, torch.float32, empty=True)
 
 
 def export(
@@ -93,6 +110,6 @@ def export(
 ) -> None:
     """Write the merged model and its tokenizer as a Hugging Face folder; see `save_causal_lm`.
     Called on all ranks."""
-    weights = merged_weights(sharded, model)
+    weights = MergedWeights(sharded, model)()
     if sharded.rank == 0:
         save_causal_lm(model, weights, folder, dtype)
