@@ -97,7 +97,7 @@ class MergedWeights:
         if self._model.lora_rank == 0 or self._sharded.rank != 0:
             return weights
         merged = merge_lora(self._structure, weights)
-        self._structure.to("meta")
+        self._structure.to_empty(device="meta")
         return merged
 
     @cached_property
