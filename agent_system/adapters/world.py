@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from itertools import cycle, islice
-from typing import Any
+from typing import Any, cast
 
 from agent_system.adapters.rollout_worker import RolloutWorker
 from agent_system.adapters.rows import episode_metrics, to_data_proto, trajectory_record
@@ -16,9 +16,8 @@ from agent_system.environments.tasks import TaskSampler
 from agent_system.types import Episode, Observation, SamplingParams, Task, Trajectory
 from verl import DataProto
 from verl.config.root import PPOConfig
-from verl.workers.chat_template import ChatTemplate
 from verl.workers.interfaces import AgentWorld, TaskSet
-from verl.workers.model_loading import load_chat_template
+from verl.workers.model_loading import load_chat_template, load_tokenizer
 
 
 class World(AgentWorld[Trajectory]):
@@ -40,8 +39,9 @@ class World(AgentWorld[Trajectory]):
         return load_tasks(self._config, "train")
 
     @cached_property
-    def _chat(self) -> ChatTemplate:
-        return load_chat_template(self._config.actor_rollout_ref.model)
+    def _pad_token_id(self) -> int:
+        tokenizer = load_tokenizer(self._config.actor_rollout_ref.model)
+        return cast(int, tokenizer.pad_token_id)
 
     def check(self) -> None:
         check_environment(self._config)
@@ -76,9 +76,10 @@ class World(AgentWorld[Trajectory]):
             "validation_sets": validation,
         }
 
-    def sample_prompts(self, count: int) -> list[list[int]]:
+    def sample_prompts(self, count: int, date: str) -> list[list[int]]:
         """Openings of the first tasks. No environment is asked: a task stands for its texts."""
-        prompts, chat = build_prompts(self._config), self._chat
+        prompts = build_prompts(self._config)
+        chat = load_chat_template(self._config.actor_rollout_ref.model, date)
         openings = []
         for task in islice(cycle(self._train_tasks), count):
             first = prompts.first(task.key, Observation(task.key))
@@ -101,7 +102,7 @@ class World(AgentWorld[Trajectory]):
     def to_data_proto(self, trajectories: list[Trajectory]) -> DataProto:
         return to_data_proto(
             trajectories,
-            pad_token_id=self._chat.pad_id,
+            pad_token_id=self._pad_token_id,
             context_kind=self._config.env.context.kind,
         )
 

@@ -115,8 +115,11 @@ class AgentWorld(Protocol[T]):
         """
         ...
 
-    def sample_prompts(self, count: int) -> list[list[int]]:
-        """Prompts as this run writes them, as tokens; the same at every call."""
+    def sample_prompts(self, count: int, date: str) -> list[list[int]]:
+        """Prompts as this run writes them, as tokens; the same at every call.
+
+        `date`: the `chat_date` of the run's plan, which its rollout workers write.
+        """
         ...
 
     def sampling(self, mode: str) -> SamplingSettings:

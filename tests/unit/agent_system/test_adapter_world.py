@@ -7,13 +7,19 @@ from agent_system.config import EnvConfig, TaskSetConfig
 from agent_system.types import Task
 from verl.config.root import PPOConfig
 
+from ...families import family
+
 LAKE = {"id": "FrozenLake-v1"}
 
 
-def make_world(env_name="gymnasium/TextEnv", options=LAKE, train="train:5", **env):
+def make_config(env_name="gymnasium/TextEnv", options=LAKE, train="train:5", **env):
     train = TaskSetConfig(train)
-    config = EnvConfig(env_name=env_name, options=options, train=train, val={}, **env)
-    return World(PPOConfig(env=config, epo=None))
+    env = EnvConfig(env_name=env_name, options=options, train=train, val={}, **env)
+    return PPOConfig(env=env, epo=None)
+
+
+def make_world(**env):
+    return World(make_config(**env))
 
 
 def drawn(world, count=3):
@@ -60,3 +66,14 @@ def test_a_task_that_a_list_has_twice_is_one_task():
     episodes = one_episode_each([door, lake, door], "test")
     assert [episode.uid for episode in episodes] == ["test-0", "test-1", "test-0"]
     assert [episode.traj_uid for episode in episodes] == ["test-0/0", "test-1/0", "test-2/0"]
+
+
+def test_sample_prompts_have_the_date_that_they_are_given(tmp_path):
+    tokenizer = family("dated")
+    tokenizer.save_pretrained(tmp_path)
+    config = make_config()
+    config.actor_rollout_ref.model.path = str(tmp_path)
+    world = World(config)
+    for date, written in (("2026-01-31", "31 Jan 2026"), ("2026-02-01", "01 Feb 2026")):
+        texts = tokenizer.batch_decode(world.sample_prompts(2, date))
+        assert [f"Today: {written}" in text for text in texts] == [True, True]

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +19,14 @@ from verl.utils.errors import UserError
 PROMPTS = [list(range(60)), list(range(100, 140)), [7, 8, 9], list(range(200, 230))]
 # The first 32 of the first, the last 32, 24, 16 of the others.
 ROWS = [PROMPTS[0][:32], PROMPTS[1][-32:], PROMPTS[2], PROMPTS[3][-16:]]
+
+
+DATE = "2026-01-31"  # of a run that was resumed: neither today nor the configuration's
+
+
+def sample_prompts(count: int, date: str) -> list[list[int]]:
+    assert date == DATE
+    return PROMPTS[:count]
 
 
 def log_prob(row: list[int], place: int) -> float:
@@ -66,9 +75,9 @@ def make_check(engines, *, ranks=1, rollout_dtype="auto", **live_check) -> LiveC
     rollout.name, rollout.dtype = "hf", rollout_dtype
     for name, value in live_check.items():
         setattr(rollout.live_check, name, value)
-    world = SimpleNamespace(sample_prompts=lambda count: PROMPTS[:count])
+    plan = replace(make_plan(config), chat_date=DATE)
     workers = SimpleNamespace(actor=Actor(ranks), rollouts=engines)
-    return LiveCheck(config, make_plan(config), world, workers)
+    return LiveCheck(config, plan, SimpleNamespace(sample_prompts=sample_prompts), workers)
 
 
 @pytest.mark.parametrize("ranks", [1, 3, 8])

@@ -92,7 +92,7 @@ class LiveCheck:
         """The beginning of one prompt and the ends of others: system texts begin alike."""
         data = self._config.data
         longest = data.max_prompt_length + data.max_response_length - 1  # one is sampled besides
-        first, *others = self._world.sample_prompts(len(ROW_TOKENS))
+        first, *others = self._world.sample_prompts(len(ROW_TOKENS), self._plan.chat_date)
         sizes = [min(size, longest) for size in ROW_TOKENS]
         tails = [ids[-size:] for ids, size in zip(others, sizes[1:], strict=True)]
         return [first[: sizes[0]], *tails]
