@@ -8,6 +8,7 @@ import struct
 import numpy as np
 import pytest
 import torch
+import wandb
 from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -219,6 +220,7 @@ def test_wandb_offline(tmp_path):
     second = tracking(tmp_path, "wandb", resume_ids=state, resume_step=1)
     second.log({"actor/pg_loss": 9.0}, 2)  # wandb's own step could not go back
     second.finish()
+    wandb.teardown()  # `finish` does not wait for its process to write the end of the files
     assert second.state_dict()["wandb"] == state["wandb"]  # the same run goes on
     folders = set((tmp_path / "wandb").glob("offline-run-*"))
     (second_folder,) = folders - {first_folder}
