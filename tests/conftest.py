@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,3 +104,28 @@ def _name_pattern(name: str) -> re.Pattern[str]:
         else:
             parts[place] = f"(?:{text})" if "|" in text else "[^/]+"
     return re.compile("".join(parts))
+
+
+@pytest.fixture
+def on_small_disk(tmp_path: Path) -> Callable[[str, str], str]:
+    """Runs a Python script in an empty file system of that size (`64k`); returns what it prints."""
+    mount = 'mount -t tmpfs -o size="$1" tmpfs "$2" && cd "$2"'
+    unshared = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+
+    def run(script: str, size: str) -> str:
+        disk = tmp_path / "disk"
+        disk.mkdir()
+        arguments = ["sh", size, str(disk), sys.executable, script]
+        if subprocess.run([*unshared, mount, *arguments], capture_output=True).returncode != 0:
+            pytest.skip("this machine lets nobody mount a file system of his own")
+        done = subprocess.run(
+            [*unshared, f'{mount} && exec "$3" -c "$4"', *arguments],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        return done.stdout
+
+    return run

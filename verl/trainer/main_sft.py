@@ -32,13 +32,8 @@ from verl.trainer.checkpoint import (
     tell_changes,
 )
 from verl.trainer.cli import run_cli
-from verl.trainer.session import (
-    open_run_folder,
-    open_tracker,
-    ray_cluster,
-    record_run,
-    worker_environment,
-)
+from verl.trainer.run_folder import check_run_folder, open_run_folder
+from verl.trainer.session import open_tracker, ray_cluster, record_run, worker_environment
 from verl.trainer.sft.batches import ConversationData
 from verl.trainer.sft.trainer import SFTTrainer
 from verl.trainer.sft.worker import SFTWorker
@@ -77,6 +72,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def sft_run(config: SFTConfig, resolved: dict[str, Any]) -> Iterator[SFTTrainer]:
     """A trainer with its workers up. Data and paths are checked before Ray starts."""
     run, device = config.trainer, resolve_device(config.trainer.device)
+    check_run_folder(run)
     check_export_dir(Path(run.export_dir))
     check_model(config.model, "model", tokens=config.data.max_length, device=device)
     changes, today = [], chat_date(config.model)
@@ -87,17 +83,17 @@ def sft_run(config: SFTConfig, resolved: dict[str, Any]) -> Iterator[SFTTrainer]
     chat = load_chat_template(config.model, today)
     check_chat(chat, continues=True)
     train, validation = load_data(config, chat)
-    folder = open_run_folder(run)
-    tell_changes(changes)
-    tell_chat_notes(chat, keeps_reasoning=True)
-    environment = record_run(folder, resolved, {"device": device})
-    ranks, steps = run.nnodes * run.n_gpus_per_node, run.total_epochs * train.batches_per_epoch
-    with (
-        ray_cluster(config.ray_kwargs.ray_init, ranks + 1),
-        open_tracker(run, resolved | {"environment": environment}, folder) as tracker,
-    ):
-        workers = start_workers(config, device, steps)
-        yield SFTTrainer(config, workers, train, validation, tracker)
+    with open_run_folder(run) as folder:
+        tell_changes(changes)
+        tell_chat_notes(chat, keeps_reasoning=True)
+        environment = record_run(folder, resolved, {"device": device})
+        ranks, steps = run.nnodes * run.n_gpus_per_node, run.total_epochs * train.batches_per_epoch
+        with (
+            ray_cluster(config.ray_kwargs.ray_init, ranks + 1),
+            open_tracker(run, resolved | {"environment": environment}, folder) as tracker,
+        ):
+            workers = start_workers(config, device, steps)
+            yield SFTTrainer(config, workers, train, validation, tracker)
 
 
 def check_export_dir(folder: Path) -> None:

@@ -24,7 +24,8 @@ from verl.trainer.checkpoint import (
 )
 from verl.trainer.ppo.cluster import process_count, start_workers
 from verl.trainer.ppo.ray_trainer import RayPPOTrainer, total_training_steps
-from verl.trainer.session import open_run_folder, open_tracker, ray_cluster, record_run
+from verl.trainer.run_folder import check_run_folder, open_run_folder
+from verl.trainer.session import open_tracker, ray_cluster, record_run
 from verl.utils.importing import resolve_choice
 from verl.workers.chat_check import tell_chat_notes
 from verl.workers.interfaces import AgentWorld
@@ -44,6 +45,7 @@ def training_run(config: PPOConfig, resolved: dict[str, Any]) -> Iterator[RayPPO
     `resolved` is the configuration as plain data; it is written to the run folder.
     """
     check_values(config)
+    check_run_folder(config.trainer)
     plan = make_plan(config)
     check_machine(config, plan)
     model, run = config.actor_rollout_ref.model, config.trainer
@@ -61,27 +63,27 @@ def training_run(config: PPOConfig, resolved: dict[str, Any]) -> Iterator[RayPPO
         if plan.has_critic:
             check_has_critic(checkpoint)
         plan = replace(plan, chat_date=date_on_resume(model, checkpoint))
-    folder = open_run_folder(run)
-    tell_changes(changes)
-    context = config.env.context
-    keeps_reasoning = (context.kind, context.reasoning) == ("trajectory", "keep")
-    tell_chat_notes(load_chat_template(model, plan.chat_date), keeps_reasoning=keeps_reasoning)
-    environment = record_run(folder, resolved, run_facts(plan, world))
-    logger.info(
-        "run folder %s; on %s: %d training and %d rollout workers with %d environments each",
-        folder,
-        plan.device,
-        run.n_gpus_per_node * run.nnodes,
-        plan.rollout_workers,
-        config.env.pool.slots_per_worker,
-    )
-    regularizer, steps = plugin.regularizer if plugin else None, total_training_steps(config)
-    with (
-        ray_cluster(config.ray_kwargs.ray_init, process_count(config, plan)),
-        closing(start_workers(config, plan, world, regularizer, steps)) as workers,
-        open_tracker(run, resolved | {"environment": environment}, folder) as tracker,
-    ):
-        yield RayPPOTrainer(config, plan, world, workers, plugin, tracker)
+    with open_run_folder(run) as folder:
+        tell_changes(changes)
+        context = config.env.context
+        keeps_reasoning = (context.kind, context.reasoning) == ("trajectory", "keep")
+        tell_chat_notes(load_chat_template(model, plan.chat_date), keeps_reasoning=keeps_reasoning)
+        environment = record_run(folder, resolved, run_facts(plan, world))
+        logger.info(
+            "run folder %s; on %s: %d training and %d rollout workers with %d environments each",
+            folder,
+            plan.device,
+            run.n_gpus_per_node * run.nnodes,
+            plan.rollout_workers,
+            config.env.pool.slots_per_worker,
+        )
+        regularizer, steps = plugin.regularizer if plugin else None, total_training_steps(config)
+        with (
+            ray_cluster(config.ray_kwargs.ray_init, process_count(config, plan)),
+            closing(start_workers(config, plan, world, regularizer, steps)) as workers,
+            open_tracker(run, resolved | {"environment": environment}, folder) as tracker,
+        ):
+            yield RayPPOTrainer(config, plan, world, workers, plugin, tracker)
 
 
 def load_world(config: PPOConfig) -> AgentWorld:

@@ -22,8 +22,8 @@ import yaml
 from verl.config.trainer import RayInitConfig, SessionConfig
 from verl.trainer.checkpoint import CONFIG_FILE, CheckpointStore, load_driver_state
 from verl.utils.atomic import atomic_write_text
+from verl.utils.disk import refused
 from verl.utils.errors import UserError
-from verl.utils.logging import setup_logging
 from verl.utils.sockets import socket_folder
 from verl.utils.tracking import Tracking
 
@@ -50,14 +50,6 @@ RECORDED_PACKAGES = (
 )
 
 
-def open_run_folder(run: SessionConfig) -> Path:
-    """The run's folder, made where it is missing; all logging goes to its `run.log` too."""
-    folder = Path(run.default_local_dir).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    setup_logging(file=folder / "run.log")
-    return folder
-
-
 def record_run(folder: Path, resolved: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     """Write `config.yaml` and `environment.json`: what is run, with which versions.
 
@@ -69,8 +61,10 @@ def record_run(folder: Path, resolved: dict[str, Any], facts: dict[str, Any]) ->
 
     Returns:
         The content of the latter.
+
+    Raises:
+        UserError: there is no room for them.
     """
-    _write_keeping(folder / CONFIG_FILE, yaml.safe_dump(resolved, sort_keys=False))
     environment = {
         "git_commit": git_commit(),
         "python": platform.python_version(),
@@ -78,7 +72,9 @@ def record_run(folder: Path, resolved: dict[str, Any], facts: dict[str, Any]) ->
         "packages": installed_versions(),
         **facts,
     }
-    _write_keeping(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
+    with refused("trainer.default_local_dir", folder):
+        _write_keeping(folder / CONFIG_FILE, yaml.safe_dump(resolved, sort_keys=False))
+        _write_keeping(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
     return environment
 
 

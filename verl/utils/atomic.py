@@ -109,7 +109,7 @@ def find_latest(folder: str | Path) -> Path | None:
 
 
 def prune(folder: str | Path, keep: int | None) -> None:
-    """Delete all checkpoints but the newest `keep` and the pointer's, and what crashes left behind.
+    """Delete all checkpoints but the newest `keep` and the pointer's.
 
     With `keep` None all finished checkpoints stay. A checkpoint is renamed before it is deleted, so
     none is ever left half.
@@ -124,8 +124,16 @@ def prune(folder: str | Path, keep: int | None) -> None:
     for step, path in found.items():
         if step not in kept:
             shutil.rmtree(_set_aside(path))
-    for leftover in Path(folder).glob(f"{TEMPORARY_PREFIX}global_step_*"):
-        shutil.rmtree(leftover)
+
+
+def sweep(folder: str | Path) -> None:
+    """Delete what killed processes left unfinished in `folder`. Only for whoever has it alone."""
+    for leftover in list(Path(folder).glob(f"{TEMPORARY_PREFIX}*")):
+        logger.info("removing %s, which a killed run left behind", leftover)
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
 
 
 def _set_aside(path: Path) -> Path:

@@ -17,6 +17,7 @@ from verl.utils.atomic import (
     find_latest,
     prune,
     read_latest,
+    sweep,
     write_latest,
 )
 
@@ -144,14 +145,15 @@ def test_prune_keeps_the_newest_and_the_pointed_to(tmp_path):
     ]
 
 
-def test_prune_sweeps_up_after_a_crash(tmp_path):
+def test_what_a_crash_left_is_swept_up(tmp_path):
     make_checkpoints(tmp_path, 1)
-    with atomic_directory(tmp_path / "global_step_2") as folder:
-        crashed = tmp_path / f"{folder.name}-of-a-killed-process"
-        crashed.mkdir()
-        (crashed / "half.bin").write_text("")
-    prune(tmp_path, keep=5)
-    assert names(tmp_path) == ["global_step_1", "global_step_2"]
+    write_latest(tmp_path, 1)
+    (tmp_path / ".unfinished-global_step_2-0a" / "actor").mkdir(parents=True)
+    (tmp_path / ".unfinished-metrics.jsonl-0b").write_text("{")
+    (tmp_path / ".unfinished-link").symlink_to(tmp_path / "global_step_1")
+    sweep(tmp_path)
+    assert names(tmp_path) == ["global_step_1", LATEST_FILE]
+    assert names(tmp_path / "global_step_1") == ["model.bin"]
 
 
 @pytest.mark.parametrize("keep", [0, -1])
@@ -172,7 +174,7 @@ def test_an_interrupted_prune_leaves_no_half_checkpoint(tmp_path, monkeypatch):
         patch.setattr("verl.utils.atomic.shutil.rmtree", killed)
         prune(tmp_path, keep=1)
     assert list(checkpoints(tmp_path)) == [2]
-    prune(tmp_path, keep=1)
+    sweep(tmp_path)
     assert names(tmp_path) == ["global_step_2"]
 
 
