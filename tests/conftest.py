@@ -9,9 +9,11 @@ import importlib.util
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,22 @@ def _name_pattern(name: str) -> re.Pattern[str]:
         else:
             parts[place] = f"(?:{text})" if "|" in text else "[^/]+"
     return re.compile("".join(parts))
+
+
+@pytest.fixture
+def no_file_beyond() -> Callable[[int], AbstractContextManager[None]]:
+    """Within it this process's files grow up to so many bytes; a write takes what fits, then none."""
+
+    @contextmanager
+    def limited(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ def main(arguments: list[str]) -> None:
         trainer.fit()
     write_report(run_dir)
     logger.info("\n%s", summary_text(run_dir))
+    trainer.tracker.check_complete()
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -55,6 +55,7 @@ def main(arguments: list[str]) -> None:
         return
     with sft_run(config, plain(composed)) as trainer:
         trainer.fit()
+    trainer.tracker.check_complete()
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -8,25 +8,31 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from verl.utils.atomic import atomic_write_text
+from verl.utils.append_file import AppendFile
+
+BLOCK = 1 << 16  # bytes that are read at once from the end of a file
 
 
 class JsonLinesFile:
-    """Appends records and flushes each, so that a killed run loses nothing it had logged."""
+    """Appends records and flushes each; see `AppendFile` for what a full disk does to it."""
 
     def __init__(self, path: str | Path) -> None:
-        self._path = Path(path)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._path.open("a", encoding="utf-8")
+        self.path = Path(path)
+        self._file = AppendFile(self.path)
+
+    @property
+    def missing(self) -> int:
+        """Records that are not in the file."""
+        return self._file.missing
 
     def append(self, record: Mapping[str, Any]) -> None:
         """See `to_line`."""
-        self._file.write(to_line(record))
-        self._file.flush()
+        self._file.append(to_line(record))
 
     def close(self) -> None:
         self._file.close()
@@ -36,22 +42,51 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     """All records in file order; none without a file. A line torn by a crash is left out."""
     if not Path(path).is_file():
         return []
-    records = []
-    for line in lines_of(Path(path).read_text(encoding="utf-8", errors="replace")):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict) and "step" in record:
-            records.append(record)
-    return records
+    with Path(path).open("rb") as file:  # its lines end at a line feed alone
+        return [record for record in map(_record, file) if record is not None]
 
 
 def drop_records_after(path: str | Path, step: int) -> None:
-    """Forget what a resumed run is about to write again. The file is replaced in one move."""
-    if Path(path).is_file():
-        kept = [record for record in read_records(path) if record["step"] <= step]
-        atomic_write_text(path, "".join(to_line(record) for record in kept))
+    """Forget what a resumed run is about to write again, and a line torn by a crash.
+
+    Steps do not fall from line to line, so only what is dropped is read, from the end. The file
+    is cut in place: what is kept is not written again, and the length of a file changes as a whole.
+    """
+    if not Path(path).is_file():
+        return
+    with Path(path).open("r+b") as file:
+        for start, line in _lines_from_the_end(file):
+            record = _record(line)
+            if record is not None and record["step"] <= step:
+                file.truncate(start + len(line))
+                if not line.endswith(b"\n"):
+                    file.seek(0, os.SEEK_END)
+                    file.write(b"\n")
+                return
+        file.truncate(0)
+
+
+def _lines_from_the_end(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """(offset, line with its line feed) from the last one to the first."""
+    start, rest = file.seek(0, os.SEEK_END), b""
+    while start > 0:
+        size = min(BLOCK, start)
+        start = file.seek(start - size)
+        rest = file.read(size) + rest
+        while (feed := rest.rfind(b"\n", 0, -1)) >= 0:
+            yield start + feed + 1, rest[feed + 1 :]
+            rest = rest[: feed + 1]
+    if rest:
+        yield 0, rest
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """None for what is no record of a step, such as a line torn by a crash."""
+    try:
+        record = json.loads(line.decode("utf-8", "replace"))
+    except json.JSONDecodeError:
+        return None
+    return record if isinstance(record, dict) and "step" in record else None
 
 
 def lines_of(text: str) -> list[str]:

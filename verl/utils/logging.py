@@ -11,6 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from verl.utils.append_file import AppendFile
+
 logger = logging.getLogger(__name__)
 
 QUIET_LIBRARIES = (
@@ -43,6 +45,26 @@ class ConsoleHandler(logging.Handler):
             self.handleError(record)
 
 
+class RunLogHandler(logging.FileHandler):
+    """Appends to `run.log`; what a full disk refuses is told once and tried again."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8", delay=True)
+        self._lines = AppendFile(path)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record) + self.terminator
+        except Exception:  # arguments that do not fit the message: a traceback, as logging's own
+            self.handleError(record)
+        else:
+            self._lines.append(line)
+
+    def close(self) -> None:
+        self._lines.close()
+        super().close()
+
+
 class ShortNameFormatter(logging.Formatter):
     """`12:30:05 WARNING [worker 1] fsdp_workers: message`; a plain INFO needs no label."""
 
@@ -55,6 +77,10 @@ class ShortNameFormatter(logging.Formatter):
         name = record.name.rpartition(".")[2]
         time_of_day = self.formatTime(record, self.datefmt)
         return f"{time_of_day} {level}{self._prefix}{name}: {record.message}"
+
+
+# Exact types: a subclass belongs to somebody else (pytest's capture, for one).
+OWN_HANDLERS = (ConsoleHandler, RunLogHandler, logging.StreamHandler, logging.FileHandler)
 
 
 def setup_logging(
@@ -70,16 +96,14 @@ def setup_logging(
     console.setFormatter(ShortNameFormatter(prefix))
     handlers: list[logging.Handler] = [console]
     if file is not None:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-        to_file = logging.FileHandler(file, encoding="utf-8")
+        to_file = RunLogHandler(Path(file))
         layout = f"%(asctime)s %(levelname)s {prefix}%(name)s: %(message)s"
         to_file.setFormatter(logging.Formatter(layout))
         handlers.append(to_file)
 
     root = logging.getLogger()
     for handler in list(root.handlers):
-        # Exact types: a subclass belongs to somebody else (pytest's capture, for one).
-        if type(handler) in (ConsoleHandler, logging.StreamHandler, logging.FileHandler):
+        if type(handler) in OWN_HANDLERS:
             root.removeHandler(handler)
             handler.close()
     for handler in handlers:

@@ -1,10 +1,12 @@
 """Where a run's numbers go: the console, JSON lines, TensorBoard, Weights & Biases.
 
-Each backend may raise at any time; `verl.utils.tracking` drops it and training goes on.
+Each backend may raise at any time; `verl.utils.tracking` drops it and training goes on. Files do
+not raise: they catch up on what the disk refused.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -48,6 +50,16 @@ class RunInfo:
     run_dir: Path
     config: Mapping[str, Any] = field(default_factory=dict)
     resume_step: int | None = None
+
+
+class RecordsMissingError(OSError):
+    """A file of the run lacks records for good: the disk had no room, and has none at the end."""
+
+    def __init__(self, path: Path, missing: int) -> None:
+        super().__init__(errno.ENOSPC, f"{path} lacks {missing} lines that it had no room for")
+
+    def __str__(self) -> str:
+        return self.strerror
 
 
 class Tracker(Protocol):
@@ -141,8 +153,12 @@ class FileTracker:
         return {}
 
     def finish(self) -> None:
-        self._metrics.close()
-        self._generations.close()
+        """Raises RecordsMissingError when the disk had no room for all of them."""
+        for file in (self._metrics, self._generations):
+            file.close()
+        for file in (self._metrics, self._generations):
+            if file.missing:
+                raise RecordsMissingError(file.path, file.missing)
 
 
 class TensorBoardTracker:

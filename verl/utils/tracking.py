@@ -9,7 +9,7 @@ from typing import Any
 
 from verl.utils.errors import UserError
 from verl.utils.importing import resolve_choice
-from verl.utils.tracker_backends import TRACKERS, RunInfo, Scalar, Tracker
+from verl.utils.tracker_backends import TRACKERS, RecordsMissingError, RunInfo, Scalar, Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +17,8 @@ logger = logging.getLogger(__name__)
 class Tracking:
     """Sends metrics and generations to every chosen backend.
 
-    A backend that raises, at the start or later, is dropped with one warning.
+    A backend that raises, at the start or later, is dropped with one warning: whether its service
+    has the step or not, sending it again could be wrong.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Tracking:
         run.run_dir.mkdir(parents=True, exist_ok=True)
         self._resume_ids = dict(resume_ids or {})
         self._not_scalar: set[str] = set()
+        self._missing: RecordsMissingError | None = None
         self._trackers: dict[str, Tracker] = {}
         for name, backend in chosen.items():
             self._start(name, backend, run)
@@ -76,8 +78,20 @@ class Tracking:
 
     def finish(self) -> None:
         """Flush and close. May be called again."""
-        self._each(lambda tracker: tracker.finish())
+        self._each(self._finish)
         self._trackers.clear()
+
+    def check_complete(self) -> None:
+        """Raises RecordsMissingError when a file of the run lacks records, once all is closed."""
+        if self._missing is not None:
+            raise self._missing
+
+    def _finish(self, tracker: Tracker) -> None:
+        try:
+            tracker.finish()
+        except RecordsMissingError as error:
+            self._missing = error
+            logger.warning("%s", error)
 
     def _start(self, name: str, backend: type[Tracker], run: RunInfo) -> None:
         try:

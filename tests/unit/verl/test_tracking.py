@@ -1,9 +1,11 @@
 """Real backends in a temporary folder; resuming; and backends that fail."""
 
+import errno
 import json
 import logging
 import math
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto.wandb_internal_pb2 import Record
 
-from verl.utils import tracker_backends
+from verl.utils import json_lines, tracker_backends
 from verl.utils.errors import UserError
 from verl.utils.json_lines import JsonLinesFile, drop_records_after, read_records
 from verl.utils.tracking import Tracking
@@ -311,6 +313,31 @@ def test_what_is_no_scalar_is_left_out_once_said(tmp_path, caplog):
     tracker.finish()
 
 
+def test_the_file_catches_up_with_a_disk_that_was_full(tmp_path, no_file_beyond):
+    tracker = tracking(tmp_path, "file")
+    with no_file_beyond(30):
+        for step in (1, 2, 3):
+            tracker.log({"x": step}, step)
+            tracker.log_generations([{"x": step}], step)
+    tracker.log({"x": 4}, 4)
+    tracker.finish()
+    tracker.check_complete()
+    assert [r["x"] for r in read_records(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert [r["x"] for r in read_records(tmp_path / "generations.jsonl")] == [1, 2, 3]
+
+
+def test_what_a_full_disk_never_took_is_told_at_the_end(tmp_path, no_file_beyond):
+    tracker = tracking(tmp_path, "file")
+    with no_file_beyond(30):  # a line is 20 bytes
+        for step in (1, 2, 3):
+            tracker.log({"x": step}, step)
+        tracker.finish()
+    assert tracker.backends == []
+    with pytest.raises(OSError, match=r"metrics.jsonl lacks 2 lines that it had no room") as caught:
+        tracker.check_complete()
+    assert caught.value.errno == errno.ENOSPC
+
+
 def test_finish_twice_is_harmless(tmp_path, caplog):
     tracker = tracking(tmp_path, "file", "tensorboard")
     tracker.finish()
@@ -322,8 +349,8 @@ values = st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow
 records = st.lists(st.dictionaries(st.text(), values, max_size=3), max_size=6)
 
 
-@given(records, st.integers(-1, 6))
-def test_json_lines_round_trip_and_drop(tmp_path_factory, drawn, last):
+@given(records, st.integers(-1, 6), st.sampled_from([1, 7, 1 << 16]))
+def test_json_lines_round_trip_and_drop(tmp_path_factory, drawn, last, block):
     path = tmp_path_factory.mktemp("run") / "metrics.jsonl"
     file = JsonLinesFile(path)
     drawn = [{**record, "step": i} for i, record in enumerate(drawn)]
@@ -335,8 +362,30 @@ def test_json_lines_round_trip_and_drop(tmp_path_factory, drawn, last):
         for record in drawn
     ]
     assert read_records(path) == expected
-    drop_records_after(path, last)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_lines, "BLOCK", block)
+        drop_records_after(path, last)
     assert read_records(path) == [record for record in expected if record["step"] <= last]
+
+
+def test_what_is_kept_is_neither_read_nor_written_again(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    kept = b"no record\n" * 100_000 + b'{"step": 1}\n'
+    path.write_bytes(kept + b'{"step": 2}\n{"step": 3')
+    before = path.stat().st_ino
+    tracemalloc.start()
+    drop_records_after(path, 1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert path.read_bytes() == kept and path.stat().st_ino == before
+    assert peak < 4 * json_lines.BLOCK  # of 1 MB
+
+
+def test_a_whole_line_without_its_line_feed_stays(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2}')
+    drop_records_after(path, 2)
+    assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
 
 
 def test_reading_a_damaged_file(tmp_path):
