@@ -59,7 +59,7 @@ class RecordsMissingError(OSError):
         super().__init__(errno.ENOSPC, f"{path} lacks {missing} lines that it had no room for")
 
     def __str__(self) -> str:
-        return self.strerror
+        return str(self.args[1])
 
 
 class Tracker(Protocol):
