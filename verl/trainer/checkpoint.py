@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -18,11 +20,13 @@ from verl.config.plan import chat_date
 from verl.config.saved import Change, changes_between
 from verl.config.trainer import SessionConfig
 from verl.utils.atomic import atomic_directory, find_latest, prune, write_latest
-from verl.utils.errors import UserError
+from verl.utils.errors import UserError, root_cause
+from verl.utils.plain_values import load_plain
 
 logger = logging.getLogger(__name__)
 
 DRIVER_FILE = "driver.pt"
+DRIVER_STATE = {"step": int, "tracker": dict}  # what every kind of run has there
 CONFIG_FILE = "config.yaml"  # of the run folder
 
 
@@ -106,8 +110,26 @@ def check_has_critic(checkpoint: Path) -> None:
 
 
 def load_driver_state(folder: Path) -> dict[str, Any]:
-    """Plain Python values and tensors only: nothing is executed while loading."""
-    return torch.load(folder / DRIVER_FILE, weights_only=True)
+    """Plain Python values and tensors only: nothing is executed while loading.
+
+    Raises:
+        UserError: the file is none of a checkpoint.
+    """
+    try:
+        state = load_plain(folder / DRIVER_FILE, DRIVER_FILE)
+        strange = [key for key, kind in DRIVER_STATE.items() if not isinstance(state[key], kind)]
+    except (OSError, UnpicklingError, LookupError, TypeError) as error:
+        raise _unreadable(folder, root_cause(error)) from error
+    if strange:
+        raise _unreadable(folder, f"{DRIVER_FILE} has no {' and '.join(strange)} of a run")
+    return state
+
+
+def _unreadable(folder: Path, reason: str) -> UserError:
+    return UserError(
+        f"cannot resume from {folder}: {reason}; take another checkpoint, or start afresh under "
+        "another trainer.experiment_name"
+    )
 
 
 def date_on_resume(model: ModelConfig, checkpoint: Path) -> str:
@@ -115,4 +137,8 @@ def date_on_resume(model: ModelConfig, checkpoint: Path) -> str:
     today = chat_date(model)
     if model.chat_template_date is not None:
         return today
-    return load_driver_state(checkpoint).get("chat_date", today)  # older ones do not say
+    saved = load_driver_state(checkpoint).get("chat_date", today)  # older ones do not say
+    try:
+        return date.fromisoformat(saved).isoformat()
+    except (TypeError, ValueError) as error:
+        raise _unreadable(checkpoint, f"chat_date={saved!r} is no date") from error

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -22,7 +19,6 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_state_dict,
 )
-from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
@@ -39,13 +35,13 @@ from transformers import PreTrainedModel
 
 from verl.config.model import FSDPConfig, compute_dtype, resolve_dtype
 from verl.config.optim import OptimConfig
-from verl.utils.errors import UserError
+from verl.utils.errors import UserError, root_cause
+from verl.utils.plain_values import load_plain
+from verl.workers.checkpoint_reading import read_checkpoint
 from verl.workers.optimizer import build_optimizer, build_schedule, resume_schedule
 from verl.workers.runtime import WorkerRuntime
 
 logger = logging.getLogger(__name__)
-
-REASON_CHARS = 300  # of what a checkpoint lacks, in a message
 
 
 def init_distributed(runtime: WorkerRuntime) -> None:
@@ -213,30 +209,33 @@ class ShardedModel:
 
         With more ranks than were saved, a rank without a saved random state keeps its own.
 
+        Nothing of what the checkpoint holds is executed.
+
         Raises:
-            UserError: the checkpoint is of another model.
+            UserError: the checkpoint is of another model, or holds what no checkpoint does.
         """
-        state = self._state()
-        _drop_unsaved(state["optimizer"]["state"], path)
         try:
-            load(state, checkpoint_id=path)
-        except CheckpointException as error:
-            reasons = "; ".join(str(reason) for reason, _ in error.failures.values())
+            self._load(path)
+        except Exception as error:  # strange files make torch raise anything
             raise UserError(
-                f"cannot resume from {path.parent}: {textwrap.shorten(reasons, REASON_CHARS)}; the "
-                "checkpoint has to be of the same model.path and lora_rank: keep them, or start "
+                f"cannot resume from {path.parent}: {root_cause(error)}; the checkpoint has to be "
+                "one of this trainer, of the same model.path and lora_rank: keep them, or start "
                 "afresh under another trainer.experiment_name"
             ) from error
+
+    def _load(self, path: Path) -> None:
+        state = self._state()
+        read_checkpoint(state, path)
         set_state_dict(
             self.model,
             self.optimizer,
             model_state_dict=state["model"],
             optim_state_dict=state["optimizer"],
-            options=StateDictOptions(strict=False),  # `load` has found all of the model's
+            options=StateDictOptions(strict=False),  # all of the model's has been found
         )
         resume_schedule(self.schedule, state["schedule"])
-        if _random_file(path, self.rank).exists():
-            _restore_random_state(torch.load(_random_file(path, self.rank)), self.device)
+        if (random := _random_file(path, self.rank)).exists():
+            _restore_random_state(load_plain(random, random.name), self.device)
 
     def _state(self) -> dict:
         model, optimizer = get_state_dict(self.model, self.optimizer)
@@ -281,14 +280,6 @@ def _allocate_shards(model: nn.Module, device: str) -> None:
                 torch.empty_like(parameter, device=device), parameter.requires_grad
             )
             torch.utils.swap_tensors(parameter, shard)
-
-
-def _drop_unsaved(optimizer_state: dict[str, dict[str, Any]], path: Path) -> None:
-    """A parameter that never had a gradient has no optimiser state in the checkpoint."""
-    saved = FileSystemReader(path).read_metadata().state_dict_metadata
-    for name in list(optimizer_state):
-        if all(f"optimizer.state.{name}.{key}" not in saved for key in optimizer_state[name]):
-            del optimizer_state[name]
 
 
 def _random_file(path: Path, rank: int) -> Path:

@@ -1,12 +1,15 @@
 """Checkpoints of a run: complete or absent, found by the resume mode, the newest kept."""
 
+import os
 from datetime import date
 
 import pytest
+import torch
 
 from verl.config.model import ModelConfig
 from verl.config.trainer import RunConfig
 from verl.trainer.checkpoint import (
+    DRIVER_FILE,
     CheckpointStore,
     check_has_critic,
     date_on_resume,
@@ -33,14 +36,14 @@ def test_a_saved_state_comes_back_as_it_was(tmp_path):
 
 
 def test_a_failing_save_leaves_the_previous_checkpoint_in_charge(tmp_path):
-    store(tmp_path).save(1, {"step": 1}, write_weights)
+    store(tmp_path).save(1, {"step": 1, "tracker": {}}, write_weights)
 
     def fail(folder):
         write_weights(folder)
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        store(tmp_path).save(2, {"step": 2}, fail)
+        store(tmp_path).save(2, {"step": 2, "tracker": {}}, fail)
     assert store(tmp_path).find().name == "global_step_1"
     assert not (tmp_path / "global_step_2").exists()
 
@@ -48,7 +51,7 @@ def test_a_failing_save_leaves_the_previous_checkpoint_in_charge(tmp_path):
 def test_only_the_newest_are_kept(tmp_path):
     kept = store(tmp_path, max_actor_ckpt_to_keep=2)
     for step in (1, 2, 3):
-        kept.save(step, {"step": step}, write_weights)
+        kept.save(step, {"step": step, "tracker": {}}, write_weights)
     assert sorted(p.name for p in tmp_path.glob("global_step_*")) == [
         "global_step_2",
         "global_step_3",
@@ -56,8 +59,8 @@ def test_only_the_newest_are_kept(tmp_path):
 
 
 def test_the_resume_mode_decides_what_is_found(tmp_path):
-    store(tmp_path).save(1, {"step": 1}, write_weights)
-    chosen = store(tmp_path).save(2, {"step": 2}, write_weights)
+    store(tmp_path).save(1, {"step": 1, "tracker": {}}, write_weights)
+    chosen = store(tmp_path).save(2, {"step": 2, "tracker": {}}, write_weights)
     assert store(tmp_path, resume_mode="disable").find() is None
     assert store(tmp_path / "other").find() is None
     by_path = store(tmp_path / "other", resume_mode="resume_path", resume_from_path=str(chosen))
@@ -65,7 +68,7 @@ def test_the_resume_mode_decides_what_is_found(tmp_path):
 
 
 def test_a_run_with_a_critic_does_not_resume_from_one_without(tmp_path):
-    checkpoint = store(tmp_path).save(1, {"step": 1}, write_weights)
+    checkpoint = store(tmp_path).save(1, {"step": 1, "tracker": {}}, write_weights)
     with pytest.raises(UserError, match=r"had no critic.*another trainer.experiment_name"):
         check_has_critic(checkpoint)
     (checkpoint / "critic").mkdir()
@@ -79,17 +82,52 @@ def test_a_path_that_is_no_checkpoint_is_refused(tmp_path, path):
 
 
 def test_an_evaluation_wants_exactly_one_checkpoint(tmp_path):
-    folder = store(tmp_path).save(1, {"step": 1}, write_weights)
+    folder = store(tmp_path).save(1, {"step": 1, "tracker": {}}, write_weights)
     assert split_checkpoint([f"checkpoint={folder}", "a=b"]) == (folder, ["a=b"])
     with pytest.raises(UserError, match="exactly one"):
         split_checkpoint(["a=b"])
 
 
 def test_a_resumed_run_keeps_the_day_of_its_start(tmp_path):
-    store(tmp_path).save(1, {"step": 1, "chat_date": "2026-01-31"}, write_weights)
+    store(tmp_path).save(1, {"step": 1, "tracker": {}, "chat_date": "2026-01-31"}, write_weights)
     checkpoint = store(tmp_path).find()
     assert date_on_resume(ModelConfig(path="m"), checkpoint) == "2026-01-31"
     chosen = ModelConfig(path="m", chat_template_date="2025-12-24")
     assert date_on_resume(chosen, checkpoint) == "2025-12-24"
-    store(tmp_path).save(2, {"step": 2}, write_weights)  # as before there was such a day
+    store(tmp_path).save(
+        2, {"step": 2, "tracker": {}}, write_weights
+    )  # as before there was such a day
     assert date_on_resume(ModelConfig(path="m"), store(tmp_path).find()) == date.today().isoformat()
+
+
+class Evil:
+    """Whoever unpickles it makes a folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def test_code_in_the_drivers_state_is_not_executed(tmp_path):
+    folder = store(tmp_path).save(1, {"step": 1, "tracker": {}}, write_weights)
+    torch.save({"step": 1, "tracker": {}, "more": Evil(tmp_path / "trace")}, folder / DRIVER_FILE)
+    with pytest.raises(UserError, match=r"driver\.pt is damaged, or holds more than tensors"):
+        load_driver_state(folder)
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [
+        ({"step": "many", "tracker": {}}, "no step of a run"),
+        ({"step": 1}, "KeyError: 'tracker'"),
+        ([1, 2], "TypeError"),
+        ({"step": 1, "tracker": {}, "chat_date": [7]}, "chat_date=.7. is no date"),
+    ],
+)
+def test_the_state_of_something_else_is_refused_in_a_sentence(tmp_path, state, told):
+    folder = store(tmp_path).save(1, state, write_weights)
+    with pytest.raises(UserError, match=f"cannot resume from .*{told}.*another checkpoint"):
+        date_on_resume(ModelConfig(path="m"), folder)

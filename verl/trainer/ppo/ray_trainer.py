@@ -27,7 +27,7 @@ from verl.trainer.ppo.metrics import cost_metrics, data_metrics, sampling_metric
 from verl.trainer.ppo.rollout_log import RolloutLog
 from verl.trainer.ppo.rollout_pipeline import Rollout, RolloutPipeline
 from verl.trainer.ppo.validation import Validator
-from verl.utils.errors import UserError
+from verl.utils.errors import UserError, root_cause
 from verl.utils.logging import progress
 from verl.utils.timing import PhaseTimer
 from verl.utils.tracking import Tracking
@@ -262,9 +262,12 @@ class RayPPOTrainer:
             self.workers.critic.load_checkpoint(str(folder / "critic"))
         try:
             self.load_state_dict(load_driver_state(folder))
-        except ValueError as error:
+        except UserError:
+            raise
+        except Exception as error:  # a strange state makes plugin and world raise anything
+            reason = error if isinstance(error, ValueError) else root_cause(error)
             raise UserError(
-                f"cannot resume from {folder}: {error}; keep the run's settings, or start afresh "
+                f"cannot resume from {folder}: {reason}; keep the run's settings, or start afresh "
                 "under another trainer.experiment_name"
             ) from error
         return self.step

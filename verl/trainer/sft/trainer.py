@@ -130,10 +130,11 @@ class SFTTrainer:
         if folder is None:
             return
         state = load_driver_state(folder)
-        if state["batches_per_epoch"] != self.train.batches_per_epoch:
+        batches = state.get("batches_per_epoch")  # None: it is not one of cloning
+        if batches != self.train.batches_per_epoch:
             raise UserError(
-                f"the checkpoint {folder} has {state['batches_per_epoch']} batches an epoch and "
-                f"this run {self.train.batches_per_epoch}; resume with the same data and "
+                f"the checkpoint {folder} has {batches} batches an epoch and this run "
+                f"{self.train.batches_per_epoch}; resume with the same data and "
                 "data.train_batch_size, or set trainer.resume_mode=disable"
             )
         self.workers.load_checkpoint(str(folder / "actor"))
