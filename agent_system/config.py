@@ -127,7 +127,7 @@ class TaskSetConfig:
     )
     tasks: list[str] | None = setting(None, "only these task types, by name")
     max_tasks: int | None = setting(None, "a seeded subset of so many tasks", least=1)
-    seed: int = setting(0, "of the subset", least=0)
+    seed: int = setting(0, "of the subset", least=0, most=2**32 - 1)
 
 
 @dataclass
@@ -135,7 +135,9 @@ class EnvConfig:
     """`env.*`: the environment, its tasks, and how the agent talks to it."""
 
     env_name: str = setting("sciworld/SciWorldEnv", "a registered environment")
-    seed: int = setting(0, "of the order in which training tasks are drawn", least=0)
+    seed: int = setting(
+        0, "of the order in which training tasks are drawn", least=0, most=2**32 - 1
+    )
     task_weights: str = setting(
         "uniform_types",
         "uniform_types: training draws every task type equally often, whatever the number of its "

@@ -17,7 +17,7 @@ from verl.config.compat import translate_overrides
 from verl.config.keys import ConfigKeys
 from verl.config.root import PPOConfig, register_schemas
 from verl.config.sft import SFTConfig, check_sft_config
-from verl.utils.errors import UserError
+from verl.utils.errors import UserError, root_cause
 from verl.utils.importing import load_object
 
 Root = TypeVar("Root")
@@ -84,6 +84,11 @@ def _compose(
         typed = OmegaConf.to_object(config)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_explain(error, keys)) from error
+    except (ValueError, OverflowError, OSError, TypeError) as error:  # Hydra lets some through
+        raise UserError(
+            f"cannot read {' '.join(overrides)} ({root_cause(error)}); give each key a value of "
+            "the type in docs/configuration.md"
+        ) from error
     assert isinstance(typed, root)
     return config, typed
 

@@ -13,6 +13,8 @@ from typing import Any, TypedDict, TypeVar, Unpack
 from verl.utils.errors import UserError
 
 T = TypeVar("T")
+# A number beyond it is a slip, unless its field says otherwise.
+LARGEST = 1e9
 
 
 class Limits(TypedDict, total=False):
@@ -70,7 +72,10 @@ class Facts:
         if refused and self.choices:
             return f"={refused[0]} is unknown; available: {self.accepted}"
         if refused or self.length not in (None, len(entries)):
-            return f"={value} makes no sense; it has to be {self.accepted or 'a number'}"
+            limits = self.accepted or f"a number between {-LARGEST:g} and {LARGEST:g}"
+            return f"={value} makes no sense; it has to be {limits}"
+        if huge := [number for number in _numbers(value) if not self._is_usual(number)]:
+            return f"={huge[0]} makes no sense; no run needs a number beyond {LARGEST:g}"
         return None
 
     def _range(self) -> str:
@@ -99,6 +104,10 @@ class Facts:
             and (self.below is None or entry < self.below)
         )
 
+    def _is_usual(self, number: float) -> bool:
+        largest = max(LARGEST, self.most or 0)
+        return -largest <= number <= largest
+
 
 def settings(
     config: Any, prefix: str = "", *, harmless: bool = False
@@ -115,6 +124,15 @@ def settings(
                 yield from settings(inner, f"{key}.{name}.", harmless=facts.harmless)
         else:
             yield key, value, facts
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """All numbers in a value, in free-form ones too."""
+    if isinstance(value, dict | list | tuple):
+        for entry in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(entry)
+    elif isinstance(value, int | float):
+        yield value
 
 
 def check_fields(config: Any) -> None:

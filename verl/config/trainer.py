@@ -50,7 +50,7 @@ class SessionConfig:
     n_gpus_per_node: int = setting(
         1, "training workers a node; on a CPU: processes", least=1, harmless=True
     )
-    seed: int = setting(0, "of everything that is drawn", least=0)
+    seed: int = setting(0, "of everything that is drawn", least=0, most=2**32 - 1)
     save_freq: int = setting(
         -1, "steps; a checkpoint is always written at the end", least=-1, harmless=True
     )

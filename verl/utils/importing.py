@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from verl.utils.errors import UserError
+from verl.utils.errors import UserError, root_cause
 
 
 def resolve_choice(key: str, choice: str, built_in: Mapping[str, Any]) -> Any:
@@ -35,8 +35,8 @@ def load_object(path: str) -> Any:
     module_name, _, attribute = path.partition(":")
     try:
         return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever the code of others raises
         raise UserError(
-            f"cannot load '{path}' ({error}); give an import path of the form package.module:Name "
-            "whose package is installed"
+            f"cannot load '{path}' ({root_cause(error)}); give an import path of the form "
+            "package.module:Name whose package is installed"
         ) from error

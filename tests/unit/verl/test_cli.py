@@ -31,6 +31,12 @@ def test_a_mistake_is_one_sentence_wherever_it_was_found(wrap, capsys):
     assert capsys.readouterr().err == "error: x=1 is too small; use 2\n"
 
 
+def test_a_value_that_is_long_or_moves_the_cursor_is_shown_as_one_short_line():
+    sentence = str(UserError(f"x={'a' * 5000} is unknown\n\x1b[2J; use y"))
+    assert sentence == f"x={'a' * 78}...{'a' * 80} is unknown\\n\\x1b[2J; use y"
+    assert str(UserError(sentence)) == sentence  # also after it was sent from another process
+
+
 def test_an_interruption_has_the_usual_exit_code():
     assert exit_code(KeyboardInterrupt()) == 130
 

@@ -135,3 +135,19 @@ def test_random_keys_are_refused_unless_they_exist(key):
     with pytest.raises(UserError, match="unknown key") as caught:
         keys.normalize(f"{key}=1")
     assert key in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "env=1e-320",
+        f"actor_rollout_ref.actor.optim.lr={'1' * 400}",
+        f"algo={'x' * 5000}",
+        "trainer.total_epochs=[1,",
+        "data={a: {b: 1}}",
+    ],
+)
+def test_what_hydra_lets_through_is_one_short_sentence_too(override):
+    with pytest.raises(UserError) as caught:
+        compose_config([MODEL, override])
+    assert len(str(caught.value)) < 600 and str(caught.value).isprintable()

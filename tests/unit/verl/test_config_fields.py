@@ -36,6 +36,9 @@ ALL = {
     )
     for key, value, facts in settings(config)
 }
+NUMBERS = {
+    name: case for name, case in ALL.items() if not isinstance(case[3], str | bool | list | dict)
+}
 LIMITED = {name: case for name, case in ALL.items() if case[-1].accepted}
 
 
@@ -130,6 +133,8 @@ class Outer:
             "ending=z is unknown; available: x, y, or an import path of your own",
         ),
         ({"weight": math.nan}, "weight=nan makes no sense; it has to be a number"),
+        ({"weight": math.inf}, "weight=inf makes no sense; no run needs a number beyond 1e[+]09"),
+        ({"weight": -1.1e9}, "weight=-1100000000.0 makes no sense; no run needs"),
     ],
 )
 def test_limits_hold_in_dictionaries_and_lists_too(given, sentence):
@@ -138,7 +143,7 @@ def test_limits_hold_in_dictionaries_and_lists_too(given, sentence):
 
 
 def test_an_open_choice_takes_an_import_path_and_an_unset_one_is_left_alone():
-    assert check_fields(Outer(ending="my.module:object", weight=math.inf)) is None
+    assert check_fields(Outer(ending="my.module:object", weight=1e9)) is None
     assert check_fields(Outer(by_name={"a": Inner(0)}, kinds=["b", "a"])) is None
 
 
@@ -146,3 +151,18 @@ def test_every_instance_has_a_list_of_its_own():
     first, second = Outer(), Outer()
     first.kinds.append("b")
     assert second.kinds == ["a"]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_every_number_has_a_finite_range(name):
+    config, check, key, _, _ = NUMBERS[name]
+    for value in (math.nan, math.inf, -math.inf, 1e18, -1e18):
+        with pytest.raises(UserError, match=f"{key}={value}".replace("+", "[+]")):
+            check(changed(config, key, value))
+
+
+def test_numbers_in_free_form_settings_are_finite_too():
+    config = deepcopy(ppo())
+    config.env.options = {"nested": [{"weight": math.nan}]}
+    with pytest.raises(UserError, match="env.options=nan makes no sense"):
+        check_values(config)

@@ -24,7 +24,14 @@ def test_an_unknown_name_is_refused_with_the_names_there_are():
         resolve_choice("a.key", "rot", BUILT_IN)
 
 
-@pytest.mark.parametrize("path", ["no_such_package:thing", "math:no_such_name", ":x"])
+@pytest.mark.parametrize("path", ["no_such_package:thing", "math:no_such_name", ":x", "../up:x"])
 def test_an_import_path_without_an_object_is_refused(path):
     with pytest.raises(UserError, match="cannot load"):
         load_object(path)
+
+
+def test_code_that_fails_while_it_is_loaded_is_named(tmp_path, monkeypatch):
+    (tmp_path / "breaks_at_once.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="'breaks_at_once:x' .ZeroDivisionError: division by zero"):
+        load_object("breaks_at_once:x")
