@@ -111,6 +111,11 @@ class PoolConfig:
         least=1,
         harmless=True,
     )
+    max_text_chars: int = setting(
+        100_000,
+        "characters of an observation or action of the environment; a longer one loses its middle",
+        least=100,
+    )
     log_dir: str | None = setting(
         None, "simulators' stdout and stderr; null: env_logs in the run folder", harmless=True
     )

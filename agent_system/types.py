@@ -45,10 +45,14 @@ class Episode:
 
 @dataclass(frozen=True)
 class Observation:
-    """What the agent sees; `admissible_actions` is None where they are not listed."""
+    """What the agent sees; `admissible_actions` is None where they are not listed.
+
+    `cleaned`: the environment sent something else, which no tokenizer or terminal should meet.
+    """
 
     text: str
     admissible_actions: tuple[str, ...] | None = None
+    cleaned: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,8 +124,9 @@ class Turn:
 class Trajectory:
     """One finished episode.
 
-    `info`: `lenient_success`; `timed_out`, True where the engine did not answer in time (then
-    `turns` are those before); `errors` of an environment that failed.
+    `info`: `lenient_success`; `cleaned`, how many observations were; `timed_out`, True where the
+    engine did not answer in time (then `turns` are those before); `errors` of an environment that
+    failed.
     """
 
     episode: Episode

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import psutil
 
 from agent_system.config import PoolConfig
+from agent_system.environments.received import received_number, received_observation
 from agent_system.types import Observation, StepResult, Task
 
 logger = logging.getLogger(__name__)
@@ -138,7 +139,7 @@ class EnvSlot:
             self._begin_reset(task)
         self._ahead = None
         text, info = await self._answer("reset", self._config.reset_timeout_s)
-        return _observation(text, info), info
+        return self._received("reset", text, info)
 
     async def step(self, action: str) -> StepResult:
         """Play one action. Raises EnvWorkerError."""
@@ -146,7 +147,8 @@ class EnvSlot:
         text, reward, terminated, truncated, info = await self._answer(
             "step", self._config.step_timeout_s
         )
-        return StepResult(_observation(text, info), reward, terminated, truncated, info)
+        observation, info = self._received("step", text, info, reward)
+        return StepResult(observation, reward, terminated, truncated, info)
 
     def describe_waiting(self, longer_than_s: float) -> str | None:
         """What this slot has been waiting for, if it has been for longer than that."""
@@ -201,6 +203,15 @@ class EnvSlot:
             if reply_id == request_id:
                 return kind, value
 
+    def _received(
+        self, method: str, text: Any, info: dict[str, Any], reward: float = 0.0
+    ) -> tuple[Observation, dict[str, Any]]:
+        try:
+            received_number(reward, "the reward")
+            return received_observation(text, info, self._config.max_text_chars)
+        except ValueError as error:
+            self._fail(method, str(error))
+
     def _fail(self, method: str, reason: str) -> NoReturn:
         exit_code = self.kill()
         if reason == PROCESS_ENDED:
@@ -245,11 +256,6 @@ def _resident_bytes(pid: int) -> int:
         return psutil.Process(pid).memory_info().rss
     except psutil.NoSuchProcess:
         return 0
-
-
-def _observation(text: str, info: dict[str, Any]) -> Observation:
-    admissible = info.pop("admissible_actions", None)
-    return Observation(text, None if admissible is None else tuple(admissible))
 
 
 async def _readable(fd: int) -> None:

@@ -64,7 +64,8 @@ def _described(error: Exception) -> tuple[str, str]:
     """On one line, and in full; to be called where it is handled. The log gets it in full too."""
     traceback.print_exc()
     lines = traceback.format_exception_only(error)  # also of one whose own __str__ fails
-    summary = textwrap.shorten(" ".join(lines), SUMMARY_CHARS, placeholder="..")
+    words = "".join(c if c.isprintable() else " " for c in " ".join(lines))
+    summary = textwrap.shorten(words, SUMMARY_CHARS, placeholder="..")
     return summary, traceback.format_exc()
 
 

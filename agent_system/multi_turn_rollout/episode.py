@@ -71,9 +71,9 @@ class _Run:
         return generation
 
     def finish(
-        self, reason: TerminationReason, info: Mapping[str, Any], timed_out: bool
+        self, reason: TerminationReason, info: Mapping[str, Any], cleaned: int, timed_out: bool
     ) -> Trajectory:
-        """`info`: what the environment said last."""
+        """`info`: what the environment said last. `cleaned`: observations that were."""
         success = bool(info["success"])
         return Trajectory(
             episode=self.episode,
@@ -84,6 +84,7 @@ class _Run:
             episode_reward=sum(turn.reward for turn in self.turns),
             info={
                 "lenient_success": bool(info.get("lenient_success", success)),
+                "cleaned": cleaned,
                 "timed_out": timed_out,
             },
             timing_s=self.timing_s,
@@ -121,6 +122,7 @@ class EpisodePlayer:
                 observation, info = await env.reset(episode.task)
             task_text = info["task_text"]
             reason, last_info, timed_out = None, info, False
+            cleaned = int(observation.cleaned)
             while reason is None:
                 prompt = self.context.prompt(task_text, run.turns, observation)
                 if prompt is None:
@@ -134,10 +136,11 @@ class EpisodePlayer:
                     break
                 result = await self._act(run, env, prompt, observation, generation)
                 observation, last_info = result.observation, result.info
+                cleaned += observation.cleaned
                 reason = self._end(result, len(run.turns))
         finally:
             policy.release(episode.traj_uid)
-        return run.finish(reason, last_info, timed_out)
+        return run.finish(reason, last_info, cleaned, timed_out)
 
     async def _act(
         self,

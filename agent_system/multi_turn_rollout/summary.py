@@ -38,6 +38,12 @@ METRICS = (
     ("episode/env_error", "episodes", "sum", "lost to a broken environment, counted nowhere else"),
     ("episode/dropped_turns", "turns", "sum", "of the history that a prompt had no room for"),
     (
+        "episode/cleaned",
+        "observations",
+        "sum",
+        "with characters that no text may hold, or longer than `env.pool.max_text_chars`",
+    ),
+    (
         "timing_s/episode/<phase>",
         "s",
         "mean",
@@ -95,6 +101,7 @@ def episode_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "episode/admissible_ratio": admissible_share(turns),
         "episode/cut_responses": cut_share(turns),
         "episode/timed_out": float(sum(t.info.get("timed_out", False) for t in played)),
+        "episode/cleaned": float(sum(t.info.get("cleaned", 0) for t in played)),
         "episode/dropped_turns": float(sum(turn.dropped_turns for turn in turns)),
         "episode/response_tokens": _mean([len(turn.response_ids) for turn in turns]),
     }

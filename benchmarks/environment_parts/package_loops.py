@@ -17,8 +17,9 @@ NO_LIMIT = 1_000_000  # the packages end episodes by themselves after so many mo
 
 
 class PackageLoop(ABC):
-    """Implements `TextEnv`; answers with the package's text alone."""
+    """Implements `TextEnv`; answers with the package's text and the least there has to be."""
 
+    INFO: Mapping[str, Any] = {"score": 0, "success": False}
     _env: Any
     _coordinates: Mapping[str, Any] | None = None
 
@@ -26,13 +27,13 @@ class PackageLoop(ABC):
         """Start the task, or the present one again, in the package's own shorter way."""
         coordinates = options["task"]["options"]
         if coordinates == self._coordinates:
-            return self.again(), {}
+            return self.again(), {**self.INFO}
         self._coordinates = coordinates
-        return self.begin(coordinates), {}
+        return self.begin(coordinates), {**self.INFO}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict]:
         """Play a command; the end of the episode is not reported."""
-        return self.play(action), 0.0, False, False, {}
+        return self.play(action), 0.0, False, False, {**self.INFO}
 
     @abstractmethod
     def begin(self, coordinates: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from verl.utils.append_file import AppendFile
+from verl.utils.errors import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,14 @@ class RunLogHandler(logging.FileHandler):
         super().close()
 
 
-class ShortNameFormatter(logging.Formatter):
+class SafeFormatter(logging.Formatter):
+    """What would move a terminal's cursor is written out, whoever wrote the text."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(one_line, super().format(record).split("\n")))
+
+
+class ShortNameFormatter(SafeFormatter):
     """`12:30:05 WARNING [worker 1] fsdp_workers: message`; a plain INFO needs no label."""
 
     def __init__(self, prefix: str = "") -> None:
@@ -98,7 +106,7 @@ def setup_logging(
     if file is not None:
         to_file = RunLogHandler(Path(file))
         layout = f"%(asctime)s %(levelname)s {prefix}%(name)s: %(message)s"
-        to_file.setFormatter(logging.Formatter(layout))
+        to_file.setFormatter(SafeFormatter(layout))
         handlers.append(to_file)
 
     root = logging.getLogger()

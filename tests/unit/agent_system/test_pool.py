@@ -41,7 +41,8 @@ class ScriptedEnv:
             raise ValueError("no such task")
         self.task, self.steps = options["task"], 0
         self.resets = getattr(self, "resets", 0) + 1
-        return f"start {self.task['name']} {seed}", {"admissible_actions": ["a", "b"], "score": 0}
+        info = {"admissible_actions": ["a", "b"], "score": 0, "success": False}
+        return f"start {self.task['name']} {seed}", info
 
     def step(self, action):
         self.steps += 1
@@ -55,6 +56,9 @@ class ScriptedEnv:
     def count_resets(self, text): return f"{self.resets} of {self.task['name']}"
     def sleep(self, text): time.sleep(float(text)); return f"slept {text}"
     def die(self, text): print("last words", flush=True); os._exit(3)
+    def hostile(self, text): return "half \\ud800, \\x1b[2J" + "x" * int(text)
+    def number(self, text): return float(text)
+    def fail_in_colours(self, text): raise ValueError("\\x1b[31mred\\nFORGED LINE")
     def fail(self, text): raise RuntimeError("the simulator says no")
     def grow(self, text): self.held = b"x" * (int(text) * 2**20); return "grown"
     def fat_child(self, text):
@@ -122,7 +126,7 @@ def test_an_episode(make_pool):
     observation, info, step, last = asyncio.run(episode())
     assert observation.text == "start find 5"
     assert observation.admissible_actions == ("a", "b")
-    assert info == {"score": 0}
+    assert info == {"score": 0, "success": False}
     assert (step.observation.text, step.reward, step.terminated) == ("hello", 1.0, False)
     assert (last.terminated, last.info) == (True, {"score": 2, "success": True})
 
@@ -176,6 +180,8 @@ def test_each_rollout_may_have_an_event_loop_of_its_own(make_pool):
         ("sleep 30", "no answer within 1 s"),
         ("fail", "RuntimeError: the simulator says no"),
         ("lambda_", "[Cc]an't pickle"),
+        ("number 1", "the observation is a float; it has to be a text"),
+        ("fail_in_colours", r"ValueError: \[31mred FORGED LINE"),
     ],
 )
 def test_a_failure_costs_its_own_episode_only(make_pool, action, reason):
@@ -192,6 +198,14 @@ def test_a_failure_costs_its_own_episode_only(make_pool, action, reason):
     answers = asyncio.run(both())
     assert [answer.observation.text for answer in answers] == ["again", "again"]
     assert pool.stats().replacements == 1
+
+
+def test_what_no_text_may_hold_is_replaced_and_what_is_too_long_is_cut(make_pool):
+    pool = make_pool(max_text_chars=100)
+    short, long = (asyncio.run(play(pool, f"hostile {n}")).observation for n in (0, 10_000_000))
+    assert (short.text, short.cleaned) == ("half \ufffd, \ufffd[2J", True)
+    assert len(long.text) < 200 and "9999912 characters left out" in long.text
+    assert not asyncio.run(play(pool, "echo café")).observation.cleaned
 
 
 def test_a_hung_environment_is_killed_with_its_children(make_pool):

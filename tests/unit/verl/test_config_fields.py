@@ -164,5 +164,5 @@ def test_every_number_has_a_finite_range(name):
 def test_numbers_in_free_form_settings_are_finite_too():
     config = deepcopy(ppo())
     config.env.options = {"nested": [{"weight": math.nan}]}
-    with pytest.raises(UserError, match="env.options=nan makes no sense"):
+    with pytest.raises(UserError, match=r"env\.options=nan makes no sense"):
         check_values(config)

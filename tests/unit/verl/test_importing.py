@@ -33,5 +33,5 @@ def test_an_import_path_without_an_object_is_refused(path):
 def test_code_that_fails_while_it_is_loaded_is_named(tmp_path, monkeypatch):
     (tmp_path / "breaks_at_once.py").write_text("1 / 0")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match="'breaks_at_once:x' .ZeroDivisionError: division by zero"):
+    with pytest.raises(UserError, match=r"'breaks_at_once:x' .ZeroDivisionError: division by zero"):
         load_object("breaks_at_once:x")

@@ -165,3 +165,11 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch, capsys):
     assert isinstance(bar, tqdm)
     assert list(bar) == [0, 1, 2]
     assert "steps" in capsys.readouterr().err
+
+
+def test_escapes_reach_neither_terminal_nor_file(tmp_path, capsys):
+    setup_logging(file=tmp_path / "run.log")
+    logging.getLogger("x").warning("\x1b[2Jcleared\rforged")
+    written = (tmp_path / "run.log").read_text(), capsys.readouterr().err
+    for text in written:
+        assert "\\x1b[2Jcleared\\rforged\n" in text and "\x1b" not in text
