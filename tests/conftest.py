@@ -110,7 +110,7 @@ def _name_pattern(name: str) -> re.Pattern[str]:
 
 @pytest.fixture
 def no_file_beyond() -> Callable[[int], AbstractContextManager[None]]:
-    """Within it this process's files grow up to so many bytes; a write takes what fits, then none."""
+    """Within it this process's files grow up to so many bytes; a write takes what still fits."""
 
     @contextmanager
     def limited(size: int) -> Iterator[None]:

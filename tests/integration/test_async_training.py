@@ -4,7 +4,6 @@ All runs share one set of workers: each begins with the weights, optimiser and r
 checkpoint of the untrained policy restores.
 """
 
-import json
 import os
 from collections import defaultdict
 from dataclasses import replace
@@ -26,6 +25,7 @@ from verl.trainer.ppo.advantage_stage import (
 from verl.trainer.ppo.batching import MiniBatches, worker_view
 from verl.trainer.ppo.metrics import data_metrics
 from verl.trainer.ppo.ray_trainer import RayPPOTrainer
+from verl.trainer.ppo.rollout_log import read_rollouts
 from verl.trainer.run import load_world, training_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -97,18 +97,11 @@ def make_trainer(cluster, name, *, correction="none", afresh=True, **run) -> Ray
 
 def played(cluster, name) -> list[list[dict]]:
     """What each step played: of every trajectory the task and the sampled text."""
-    folder = cluster.folder / name / "rollouts"
-    files = sorted(folder.glob("train_*.jsonl"), key=lambda f: int(f.stem.split("_")[1]))
-    return [
-        [
-            {
-                "traj_uid": record["traj_uid"],
-                "turns": [turn["response"] for turn in record["turns"]],
-            }
-            for record in map(json.loads, file.read_text().splitlines())
-        ]
-        for file in files
-    ]
+    steps = defaultdict(list)
+    for record in read_rollouts(cluster.folder / name / "rollouts", "train"):
+        turns = [turn["response"] for turn in record["turns"]]
+        steps[record["step"]].append({"traj_uid": record["traj_uid"], "turns": turns})
+    return list(steps.values())
 
 
 def loop_by_hand(trainer) -> list[dict[str, float]]:

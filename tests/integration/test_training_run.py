@@ -14,6 +14,8 @@ import pytest
 import torch
 import yaml
 
+from verl.trainer.ppo.rollout_log import read_rollouts
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 REPO = Path(__file__).parents[2]
@@ -101,7 +103,8 @@ def test_a_run_leaves_everything_a_user_needs(finished):
     assert yaml.safe_load((finished / "config.yaml").read_text())["epo"]["enable"] is True
     (wandb,) = finished.glob("**/*.wandb")  # W&B's record has the tasks' hash too
     assert recorded["train_tasks"]["hash"].encode() in wandb.read_bytes()
-    assert list((finished / "rollouts").glob("train_*.jsonl"))
+    files = sorted(path.name for path in (finished / "rollouts").iterdir())
+    assert files == ["train_from_1.jsonl", "val_from_0.jsonl"]
 
 
 def test_every_metric_is_in_the_docs(finished, undeclared_metrics):
@@ -143,10 +146,11 @@ def test_tasks_are_loaded_while_the_step_before_trains(finished):
 
 
 def test_rollouts_tell_what_was_played(finished):
-    lines = (finished / "rollouts" / "train_1.jsonl").read_text().splitlines()
-    assert len(lines) == 4  # 2 tasks, groups of 2
-    first = json.loads(lines[0])
-    assert first["turns"] and {"success", "score"} <= set(first)
+    played = list(read_rollouts(finished / "rollouts", "train"))
+    assert [episode["step"] for episode in played] == [1] * 4 + [2] * 4 + [3] * 4  # 2 tasks twice
+    assert played[0]["turns"] and {"success", "score"} <= set(played[0])
+    parts = {episode["part"] for episode in read_rollouts(finished / "rollouts", "val")}
+    assert parts == {"held_out_sampled", "held_out_greedy"}
 
 
 def test_an_interrupted_run_continues_with_the_same_numbers(finished, tmp_path):
@@ -158,6 +162,15 @@ def test_an_interrupted_run_continues_with_the_same_numbers(finished, tmp_path):
     assert done.returncode == 0, done.stderr[-4000:]
     expected, resumed = of_step(finished, 3), of_step(folder, 3)
     assert resumed == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert played_texts(folder) == played_texts(finished)
+
+
+def played_texts(folder: Path) -> list[tuple[int, str, list[str]]]:
+    """Step, uid and replies of every training episode."""
+    return [
+        (episode["step"], episode["traj_uid"], [turn["response"] for turn in episode["turns"]])
+        for episode in read_rollouts(folder / "rollouts", "train")
+    ]
 
 
 def test_a_killed_run_resumes_and_leaves_no_process(tmp_path):

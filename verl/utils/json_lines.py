@@ -30,6 +30,11 @@ class JsonLinesFile:
         """Records that are not in the file."""
         return self._file.missing
 
+    @property
+    def size(self) -> int:
+        """Bytes on the disk."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
     def append(self, record: Mapping[str, Any]) -> None:
         """See `to_line`."""
         self._file.append(to_line(record))
@@ -39,11 +44,16 @@ class JsonLinesFile:
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """All records in file order; none without a file. A line torn by a crash is left out."""
-    if not Path(path).is_file():
-        return []
+    """All records in file order; none without a file."""
+    return list(iter_records(path)) if Path(path).is_file() else []
+
+
+def iter_records(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The records of a file one by one. A line torn by a crash is left out."""
     with Path(path).open("rb") as file:  # its lines end at a line feed alone
-        return [record for record in map(_record, file) if record is not None]
+        for line in file:
+            if (record := _record(line)) is not None:
+                yield record
 
 
 def drop_records_after(path: str | Path, step: int) -> None:

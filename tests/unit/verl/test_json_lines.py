@@ -1,22 +1,15 @@
 """One JSON value a line, whatever characters its strings hold."""
 
 import json
-import math
 
 import pytest
 
-from verl.trainer.ppo.rollout_log import RolloutLog
 from verl.trainer.sft.conversations import load_conversations
 from verl.utils.json_lines import JsonLinesFile, drop_records_after, lines_of, read_records, to_line
 
 # Every character that str.splitlines breaks at, but for the line feed; and half a surrogate pair.
 BREAKS = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\x1dh\x1ei\rj\n"
 HALF = "\ud800"
-
-
-class World:
-    def record(self, trajectory):
-        return {"observation": trajectory, "reward": math.nan}
 
 
 @pytest.fixture(params=[False, True], ids=["as it is", "escaped"])
@@ -40,13 +33,6 @@ def test_records_come_back_and_are_dropped_by_step(tmp_path):
     drop_records_after(tmp_path / "metrics.jsonl", 2)
     kept = read_records(tmp_path / "metrics.jsonl")
     assert kept == [{"step": step, "text": BREAKS + HALF} for step in (1, 2)]
-
-
-def test_a_rollout_is_one_line_a_trajectory(tmp_path):
-    RolloutLog(str(tmp_path), World()).write("train_1", [BREAKS, HALF])
-    lines = (tmp_path / "train_1.jsonl").read_text(encoding="utf-8").split("\n")
-    assert [json.loads(line)["observation"] for line in lines if line] == [BREAKS, HALF]
-    assert [json.loads(line)["reward"] for line in lines if line] == [None, None]
 
 
 def test_a_line_ends_at_a_line_feed_alone():

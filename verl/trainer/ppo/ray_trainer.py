@@ -128,7 +128,7 @@ class RayPPOTrainer:
         """This step's rollout: played now, or waited for."""
         with self.timer("collect"):
             rollout = self.pipeline.take(self.step)
-        self.rollout_log.write(f"train_{self.step + 1}", rollout.trajectories)
+        self.rollout_log.write("train", self.step + 1, rollout.trajectories)
         return rollout
 
     def release_engines(self) -> None:
@@ -226,7 +226,7 @@ class RayPPOTrainer:
         """Every task set in every configured mode, by the present weights."""
 
         def keep(part: str, trajectories: list[Any]) -> None:
-            records = self.rollout_log.write(f"val_{part}_{self.step}", trajectories)
+            records = self.rollout_log.write("val", self.step, trajectories, part=part)
             shown = records[: self.config.trainer.log_val_generations]
             self.tracker.log_generations(shown, self.step)
 
@@ -270,6 +270,8 @@ class RayPPOTrainer:
                 f"cannot resume from {folder}: {reason}; keep the run's settings, or start afresh "
                 "under another trainer.experiment_name"
             ) from error
+        if folder.parent == self.checkpoints.root:  # not one of another run
+            self.rollout_log.go_on_after(self.step)
         return self.step
 
     def state_dict(self) -> dict[str, Any]:
