@@ -90,7 +90,7 @@ def sft_run(config: SFTConfig, resolved: dict[str, Any]) -> Iterator[SFTTrainer]
         environment = record_run(folder, resolved, {"device": device})
         ranks, steps = run.nnodes * run.n_gpus_per_node, run.total_epochs * train.batches_per_epoch
         with (
-            ray_cluster(config.ray_kwargs.ray_init, ranks + 1),
+            ray_cluster(config.ray_kwargs.ray_init, ranks + 1, folder),
             open_tracker(run, resolved | {"environment": environment}, folder) as tracker,
         ):
             workers = start_workers(config, device, steps)

@@ -79,7 +79,7 @@ def training_run(config: PPOConfig, resolved: dict[str, Any]) -> Iterator[RayPPO
         )
         regularizer, steps = plugin.regularizer if plugin else None, total_training_steps(config)
         with (
-            ray_cluster(config.ray_kwargs.ray_init, process_count(config, plan)),
+            ray_cluster(config.ray_kwargs.ray_init, process_count(config, plan), folder),
             closing(start_workers(config, plan, world, regularizer, steps)) as workers,
             open_tracker(run, resolved | {"environment": environment}, folder) as tracker,
         ):

@@ -10,7 +10,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
@@ -25,12 +25,16 @@ from verl.utils.atomic import atomic_write_text
 from verl.utils.disk import refused
 from verl.utils.errors import UserError
 from verl.utils.sockets import socket_folder
+from verl.utils.temporary import FOLDER, temporary_folder
 from verl.utils.tracking import Tracking
 
 logger = logging.getLogger(__name__)
 
 # The longest name that Ray gives to a socket below its folder.
-RAY_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+RAY_SOCKET = f"{FOLDER}/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+RAY_LOGS = "ray_logs"  # in the run folder
+# Ray's server would keep a record of every call, about 3 kB each, which nothing here reads.
+NO_TASK_EVENTS = {"task_events_report_interval_ms": 0}
 RECORDED_PACKAGES = (
     "torch",
     "ray",
@@ -87,38 +91,62 @@ def _write_keeping(path: Path, text: str) -> None:
 
 
 @contextmanager
-def ray_cluster(config: RayInitConfig, processes: int) -> Iterator[None]:
+def ray_cluster(
+    config: RayInitConfig, processes: int, run_folder: Path | None = None
+) -> Iterator[None]:
     """Join the cluster at `ray_kwargs.ray_init.address`, or start one here for as long as it takes.
 
     A worker is a process, not a core: a cluster that is started here has logical room for all
-    `processes`.
+    `processes`. Its files are temporary; when the block fails, Ray's logs are kept in `run_folder`.
 
     Raises:
         UserError: there is no cluster at the address.
     """
     options = {"runtime_env": config.runtime_env, "logging_level": logging.ERROR}
-    try:
+    with ExitStack() as stack:
+        stack.callback(ray.shutdown)
         if config.address is not None:
             _join(config.address, options)
         else:
             num_cpus = config.num_cpus or max(os.cpu_count() or 1, processes)
-            options |= _ray_folder()
+            folder = stack.enter_context(temporary_folder(_ray_parent()))
+            if run_folder is not None:
+                stack.enter_context(_keeping_logs(folder, run_folder / RAY_LOGS))
+            stack.callback(ray.shutdown)  # before the folder goes
             # "local": a RAY_ADDRESS in the environment must not decide where a run goes
-            ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                _temp_dir=str(folder),
+                _system_config=dict(NO_TASK_EVENTS),  # Ray writes into it
+                **options,
+            )
         yield
-    finally:
-        ray.shutdown()
 
 
-def _ray_folder() -> dict[str, str]:
-    """Another place for Ray's files where its own choice is too long for its sockets."""
+@contextmanager
+def _keeping_logs(folder: Path, kept: Path) -> Iterator[None]:
+    """`folder` is Ray's. A mistake of the user's or Ctrl-C is no failure to look into."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception:
+        shutil.rmtree(kept, ignore_errors=True)
+        with suppress(OSError, shutil.Error):  # the failure itself may be a full disk
+            shutil.copytree(folder / "session_latest" / "logs", kept)
+        raise
+
+
+def _ray_parent() -> str:
+    """Where the folder for Ray's files is made: another place where Ray's own choice is too long
+    for its sockets."""
     chosen = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     short = socket_folder(chosen, RAY_SOCKET, "RAY_TMPDIR")
-    if short == chosen:
-        return {}
-    folder = f"{short}/ray-{os.getuid()}"
-    logger.info("Ray keeps its files in %s: %s is too long for its sockets", folder, chosen)
-    return {"_temp_dir": folder}
+    if short != chosen:
+        logger.info("Ray keeps its files in %s: %s is too long for its sockets", short, chosen)
+    return short
 
 
 def worker_environment(cpu_threads: int) -> dict[str, str]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from verl.workers.rollout.vllm_rollout.arguments import (
     logprobs_mode,
     uses_sleep_mode,
 )
-from verl.workers.rollout.vllm_rollout.environment import vllm_environment
+from verl.workers.rollout.vllm_rollout.environment import vllm_environment, vllm_folder
 from verl.workers.rollout.vllm_rollout.model_facts import read_model_facts
 from verl.workers.rollout.vllm_rollout.weight_files import weight_file, zeros
 from verl.workers.weight_sync import LoraAdapter, lora_adapters, pack_weights
@@ -147,13 +148,29 @@ def test_environment_is_quiet_keeps_the_users_choice_and_is_restored(monkeypatch
     assert dict(os.environ) == before
 
 
-@pytest.mark.parametrize(("folder", "chosen"), [("/t", "/t"), ("/" + "t" * 80, "/tmp")])
-def test_sockets_are_where_their_paths_fit(monkeypatch, folder, chosen):
-    monkeypatch.setattr(tempfile, "tempdir", folder)
-    with vllm_environment("cuda", "organisation/model", {}):
-        assert os.environ["VLLM_RPC_BASE_PATH"] == chosen
+@pytest.mark.parametrize("long", [False, True])
+def test_sockets_and_temporary_files_are_where_paths_fit_and_go(monkeypatch, tmp_path, long):
+    short = Path(tempfile.mkdtemp(dir="/tmp"))
+    parent = tmp_path / ("t" * 80) if long else short
+    parent.mkdir(exist_ok=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(parent))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    with (
+        vllm_folder() as folder,
+        vllm_environment("cuda", "organisation/model", {}, folder),
+    ):
+        assert os.environ["VLLM_RPC_BASE_PATH"] == os.environ["TMPDIR"] == str(folder)
+        assert folder.parent == (Path("/tmp") if long else short)
+        compiled = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+        assert compiled.parent == parent  # found again by the next run
+        (folder / "socket").touch()
+    assert not folder.exists()
+    short.rmdir()
+
+
+def test_the_users_folder_for_sockets_stays(monkeypatch, tmp_path):
     monkeypatch.setenv("VLLM_RPC_BASE_PATH", "/mine")
-    with vllm_environment("cuda", "organisation/model", {}):
+    with vllm_environment("cuda", "organisation/model", {}, tmp_path):
         assert os.environ["VLLM_RPC_BASE_PATH"] == "/mine"
 
 

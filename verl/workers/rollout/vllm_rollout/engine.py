@@ -8,7 +8,7 @@ import itertools
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,7 +26,7 @@ from verl.workers.rollout.base import (
 )
 from verl.workers.rollout.stopping import StopStrings
 from verl.workers.rollout.vllm_rollout.arguments import engine_args, uses_sleep_mode
-from verl.workers.rollout.vllm_rollout.environment import vllm_environment
+from verl.workers.rollout.vllm_rollout.environment import vllm_environment, vllm_folder
 from verl.workers.rollout.vllm_rollout.model_facts import (
     ModelFacts,
     check_on_cpu,
@@ -84,6 +84,7 @@ class VLLMRollout:
         self._max_model_len: int = arguments["max_model_len"]
         self._request_ids = itertools.count()
         self._stats = {"generated_tokens": 0, "prefilled_tokens": 0, "cache_hit_tokens": 0}
+        self._folder = ExitStack()  # holds the one for vLLM's temporary files
         self._closing = threading.Lock()  # after close() nothing is submitted
         self._closed = False
         self._updating = asyncio.Lock()
@@ -92,7 +93,9 @@ class VLLMRollout:
 
     def start(self) -> None:
         self._loop = LoopThread(name="vllm-rollout")
-        with vllm_environment(self._device, self._arguments["model"], self._environment):
+        folder = self._folder.enter_context(vllm_folder())
+        model, more = self._arguments["model"], self._environment
+        with vllm_environment(self._device, model, more, folder):
             self._loop.run(self._start())
         if self._adapter is not None:  # from the first request on, all use the one adapter
             self.load_weights(WeightUpdate(0, zeros(self._facts.shapes), self._adapter))
@@ -134,8 +137,9 @@ class VLLMRollout:
             if self._closed:
                 return
             self._closed = True
-        self._loop.run(self._stop())
-        self._loop.close()
+        with self._folder:
+            self._loop.run(self._stop())
+            self._loop.close()
         gc.collect()  # vLLM's frontend holds itself in cycles and must not outlive the interpreter
 
     def _submit(self, method: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> Future[T]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import getpass
 import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from verl.utils.sockets import socket_folder
+from verl.utils.temporary import FOLDER, temporary_folder
 
 QUIET_AND_PRIVATE = {
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -24,19 +26,27 @@ QUIET_AND_PRIVATE = {
 NO_THREAD_BINDING = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
 SOCKET_FOLDER = "VLLM_RPC_BASE_PATH"
+COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 SOCKET = "/00000000-0000-0000-0000-000000000000"  # how vLLM names one
 
 
 @contextmanager
-def vllm_environment(device: str, model_path: str, more: Mapping[str, str]) -> Iterator[None]:
+def vllm_environment(
+    device: str, model_path: str, more: Mapping[str, str], folder: Path | None = None
+) -> Iterator[None]:
     """Make vLLM quiet, private and a good neighbour; what the user has set stays.
 
     Afterwards the variables are as before: vLLM sets some of its own, such as LD_PRELOAD, that
     must not reach the processes which this one starts later.
+
+    Args:
+        folder: of `vllm_folder`; takes the sockets and temporary files of vLLM's processes.
     """
     logging.getLogger("vllm").setLevel(os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"))
     before = dict(os.environ)
     os.environ.update({**_variables(device, model_path), **more, **before})
+    if folder is not None:
+        os.environ.update({SOCKET_FOLDER: str(folder), **before, **_temporary_files(folder)})
     try:
         yield
     finally:
@@ -44,11 +54,21 @@ def vllm_environment(device: str, model_path: str, more: Mapping[str, str]) -> I
         os.environ.update(before)
 
 
+def vllm_folder() -> AbstractContextManager[Path]:
+    """A folder for what vLLM's processes leave in the folder for temporary files."""
+    if SOCKET_FOLDER in os.environ:
+        return temporary_folder(tempfile.gettempdir())
+    return temporary_folder(socket_folder(tempfile.gettempdir(), FOLDER + SOCKET, SOCKET_FOLDER))
+
+
+def _temporary_files(folder: Path) -> dict[str, str]:
+    """All but what torch compiles, which is to be found again by the next run."""
+    compiled = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
+    return {"TMPDIR": str(folder), COMPILED: os.environ.get(COMPILED, str(compiled))}
+
+
 def _variables(device: str, model_path: str) -> dict[str, str]:
     variables = dict(QUIET_AND_PRIVATE)
-    if SOCKET_FOLDER not in os.environ:
-        sockets = socket_folder(tempfile.gettempdir(), SOCKET, SOCKET_FOLDER)
-        variables |= {SOCKET_FOLDER: sockets}
     if device == "cpu":
         variables |= NO_THREAD_BINDING
     if Path(model_path).is_dir():
