@@ -28,38 +28,20 @@ from verl.trainer.ppo.ray_trainer import RayPPOTrainer
 from verl.trainer.ppo.rollout_log import read_rollouts
 from verl.trainer.run import load_world, training_run
 
+from ..runs import GROUP, SMALL, TASKS, UNVALIDATED, Lines
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 STEPS = 3
-TASKS, GROUP = 2, 2
 SETTINGS = [
+    *SMALL,
+    *UNVALIDATED,
     "actor_rollout_ref.model.path=small",
-    "actor_rollout_ref.actor.ppo_mini_batch_size=2",
     "actor_rollout_ref.rollout.name=hf",
-    "actor_rollout_ref.rollout.workers=1",
-    "algorithm.drop_zero_advantage_groups=false",
-    f"data.train_batch_size={TASKS}",
-    f"env.rollout.n={GROUP}",
     "env.pool.slots_per_worker=4",
     "env.val.held_out.max_tasks=2",
-    "trainer.n_gpus_per_node=1",
     f"trainer.total_training_steps={STEPS}",
-    "trainer.val_before_train=false",
-    "trainer.val_after_train=false",
 ]
-
-
-class Lines:
-    """A tracker that keeps the metrics of each step."""
-
-    def __init__(self):
-        self.steps = []
-
-    def log(self, metrics, step):
-        self.steps.append(metrics)
-
-    def state_dict(self):
-        return {}
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,6 @@
 """Environments of one's own, and all built-in ones, through the contract test kit."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +10,8 @@ from agent_system.environments.testing import check_env
 from agent_system.types import Task
 from verl.config.compose import compose_config
 
-REPO = Path(__file__).parents[2]
+from ..runs import REPO, run
+
 WRAPPERS = "agent_system.environments.env_package.gymnasium_text.wrappers"
 
 
@@ -144,17 +141,8 @@ def test_alfworld_keeps_the_contract(tmp_path):
 @pytest.mark.timeout(600)
 def test_the_example_trains_from_one_command(tmp_path):
     folder = tmp_path / "run"
-    run = subprocess.run(
-        [
-            *(sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", "custom_env"),
-            f"trainer.default_local_dir={folder}",
-        ],
-        cwd=REPO,
-        env={**os.environ, "PYTHONPATH": str(REPO), "WANDB_MODE": "offline"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
+    where = f"trainer.default_local_dir={folder}"
+    done = run("main_ppo", "--config-name", "custom_env", where, cwd=REPO)
+    assert done.returncode == 0, done.stderr[-3000:]
     assert len((folder / "metrics.jsonl").read_text().splitlines()) >= 2
     assert (folder / "global_step_2").is_dir()

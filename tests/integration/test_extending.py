@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from verl.trainer.checkpoint import load_driver_state
 
-REPO = Path(__file__).parents[2]
+from ..runs import REPO, run
+
 PAGE = (REPO / "docs/extending.md").read_text(encoding="utf-8")
 FILES = re.findall(r"```python\n# (my_agent/\w+\.py)\n(.*?)```", PAGE, re.DOTALL)
 SETTINGS = [
@@ -33,15 +32,8 @@ def write_package(folder: Path) -> None:
 
 def run_training(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     """The page's command: only this repository is on PYTHONPATH, the user's folder is the cwd."""
-    command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", "custom_env"]
-    return subprocess.run(
-        [*command, "trainer.default_local_dir=run", *SETTINGS, *overrides],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(REPO)},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
+    arguments = ("--config-name", "custom_env", "trainer.default_local_dir=run", *SETTINGS)
+    return run("main_ppo", *arguments, *overrides, cwd=folder)
 
 
 def test_the_page_has_a_setting_for_every_file():
@@ -52,10 +44,10 @@ def test_the_page_has_a_setting_for_every_file():
 @pytest.mark.slow
 def test_a_mistake_in_ones_own_options_is_refused_before_anything_starts(tmp_path):
     write_package(tmp_path)
-    run = run_training(tmp_path, "algorithm.entropy_control.options.flor=1")
-    assert run.returncode != 0
+    done = run_training(tmp_path, "algorithm.entropy_control.options.flor=1")
+    assert done.returncode != 0
     assert "unknown key 'algorithm.entropy_control.options.flor'; did you mean 'floor'?" in (
-        run.stdout + run.stderr
+        done.stdout + done.stderr
     )
     assert not (tmp_path / "run").exists()
 
@@ -64,8 +56,8 @@ def test_a_mistake_in_ones_own_options_is_refused_before_anything_starts(tmp_pat
 @pytest.mark.timeout(600)
 def test_a_training_uses_every_part_of_the_users_own_package(tmp_path):
     write_package(tmp_path)
-    run = run_training(tmp_path)
-    assert run.returncode == 0, run.stderr[-3000:]
+    done = run_training(tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
     folder = tmp_path / "run"
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [step for step in steps if "actor/pg_loss" in step]

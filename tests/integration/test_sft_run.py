@@ -1,31 +1,25 @@
 """Cloning as a user runs it: real Ray, real processes, one rank and two."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM
 
-REPO = Path(__file__).parents[2]
+from ..runs import REPO, run
+
 THINGS = ["table", "chair", "sink", "stove", "counter", "lighter", "painting"]
 
 
 def clone(folder: Path, *overrides: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", "verl.trainer.main_sft", "--config-name", "sft_small_policy"),
-            f"trainer.default_local_dir={folder}",
-            *("model.path=small", "data.train_batch_size=3", "trainer.stop_after_epochs=2"),
-            *overrides,
-        ],
+    return run(
+        "main_sft",
+        *("--config-name", "sft_small_policy"),
+        f"trainer.default_local_dir={folder}",
+        *("model.path=small", "data.train_batch_size=3", "trainer.stop_after_epochs=2"),
+        *overrides,
         cwd=REPO,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": str(REPO)},
     )
 
 

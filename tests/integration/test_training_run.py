@@ -1,11 +1,9 @@
 """The trainer as a user runs it: real Ray, real ScienceWorld, a real model, real processes."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,48 +14,29 @@ import yaml
 
 from verl.trainer.ppo.rollout_log import read_rollouts
 
+from ..runs import REPO, SMALL, UNVALIDATED, command, environment, run
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-REPO = Path(__file__).parents[2]
 SLOTS = 2
-SMALL = [
-    "data.train_batch_size=2",
-    "env.rollout.n=2",
+QUICKSTART = [
+    *("--config-name", "quickstart"),
+    *SMALL,
     f"env.pool.slots_per_worker={SLOTS}",
     "env.val.held_out.tasks=[find-living-thing]",
     "env.val.held_out.max_tasks=2",
-    "actor_rollout_ref.rollout.workers=1",
-    "actor_rollout_ref.actor.ppo_mini_batch_size=2",
-    "algorithm.drop_zero_advantage_groups=false",
-    "trainer.n_gpus_per_node=1",
 ]
 RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 # What must not depend on whether a run was interrupted. Times and memory do.
 COMPARED = ("actor/", "critic/", "episode/success_rate", "epo/", "training/", "val/")
 
 
-def command(module: str, *overrides: str) -> list[str]:
-    return [sys.executable, "-m", f"verl.trainer.{module}", *overrides]
+def train(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return run("main_ppo", *settings(folder, *overrides), cwd=folder.parent)
 
 
-def train(folder: Path, *overrides: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        train_command(folder, *overrides),
-        cwd=folder.parent,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        env=environment(),
-    )
-
-
-def train_command(folder: Path, *overrides: str) -> list[str]:
-    run = f"trainer.default_local_dir={folder}"
-    return command("main_ppo", "--config-name", "quickstart", run, *SMALL, *overrides)
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(REPO), "WANDB_MODE": "offline"}
+def settings(folder: Path, *overrides: str) -> list[str]:
+    return [*QUICKSTART, f"trainer.default_local_dir={folder}", *overrides]
 
 
 def metrics(folder: Path) -> list[dict]:
@@ -175,14 +154,9 @@ def played_texts(folder: Path) -> list[tuple[int, str, list[str]]]:
 
 def test_a_killed_run_resumes_and_leaves_no_process(tmp_path):
     folder = tmp_path / "run"
-    options = (
-        "trainer.total_training_steps=4",
-        "trainer.save_freq=1",
-        "trainer.val_before_train=false",
-        "trainer.val_after_train=false",
-    )
+    options = (*UNVALIDATED, "trainer.total_training_steps=4", "trainer.save_freq=1")
     process = subprocess.Popen(
-        train_command(folder, *options),
+        command("main_ppo", *settings(folder, *options)),
         cwd=tmp_path,
         env=environment(),
         stdout=subprocess.DEVNULL,
@@ -218,14 +192,7 @@ def wait_for(condition, seconds: float) -> None:
 
 def test_an_evaluation_repeats_the_last_validation(finished):
     checkpoint = f"checkpoint={finished / 'global_step_3'}"
-    done = subprocess.run(
-        command("main_eval", checkpoint),
-        cwd=finished,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        env=environment(),
-    )
+    done = run("main_eval", checkpoint, cwd=finished)
     assert done.returncode == 0, done.stderr[-4000:]
     (result,) = finished.glob("eval_*/eval.json")
     validated = {k: v for m in metrics(finished)[-2:] for k, v in m.items() if k.startswith("val/")}
@@ -240,14 +207,8 @@ def test_an_export_is_a_plain_folder_of_the_trained_weights(finished, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     target = tmp_path / "exported"
-    done = subprocess.run(
-        command("main_export", f"checkpoint={finished / 'global_step_3'}", f"output={target}"),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        env=environment(),
-    )
+    arguments = (f"checkpoint={finished / 'global_step_3'}", f"output={target}")
+    done = run("main_export", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-4000:]
     trained = AutoModelForCausalLM.from_pretrained(target)
     start = AutoModelForCausalLM.from_pretrained(REPO / "examples" / "small_policy" / "model")
@@ -262,6 +223,7 @@ def test_ppo_with_critic_reference_and_turn_rows(tmp_path, undeclared_metrics):
     folder = tmp_path / "run"
     done = train(
         folder,
+        *UNVALIDATED,
         "algo=ppo",
         "env.context.kind=turn",
         "trainer.total_training_steps=2",
@@ -271,8 +233,6 @@ def test_ppo_with_critic_reference_and_turn_rows(tmp_path, undeclared_metrics):
         "trainer.n_gpus_per_node=2",
         "actor_rollout_ref.actor.ppo_mini_batch_size=8",
         "critic.ppo_mini_batch_size=8",
-        "trainer.val_before_train=false",
-        "trainer.val_after_train=false",
     )
     assert done.returncode == 0, done.stderr[-4000:]
     first, second = metrics(folder)

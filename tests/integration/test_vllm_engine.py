@@ -15,13 +15,12 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer
 
 from agent_system.types import SamplingParams
 from verl.config.actor import ActorRolloutRefConfig
 from verl.config.model import ModelConfig
 from verl.config.plan import EnginePlan
-from verl.config.shipped import SMALL_POLICY
 from verl.utils.errors import UserError
 from verl.workers.model_loading import load_causal_lm
 from verl.workers.rollout.base import EngineDiedError, RolloutEngine
@@ -36,6 +35,8 @@ from verl.workers.weight_sync import (
     pack_weights,
 )
 
+from ..random_policy import write_random_llama
+
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 MAX_LEN = 320
@@ -45,30 +46,15 @@ END = 4
 
 @pytest.fixture(scope="module")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A random Llama with heads of 32, which vLLM's CPU attention has a kernel for."""
-    torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(SMALL_POLICY)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=128,
-            intermediate_size=256,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=32,
-            max_position_embeddings=512,
-            initializer_range=0.15,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    return write_random_llama(
+        tmp_path_factory.mktemp("policy"),
+        hidden_size=128,
+        intermediate_size=256,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.15,
     )
-    path = tmp_path_factory.mktemp("policy")
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return str(path)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import psutil
 import pytest
 import ray
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from agent_system.adapters.rollout_worker import RolloutWorker
 from agent_system.adapters.rows import to_data_proto
@@ -24,10 +23,11 @@ from agent_system.types import Episode, SamplingParams
 from verl.config.algorithm import DataConfig
 from verl.config.plan import make_plan
 from verl.config.root import PPOConfig
-from verl.config.shipped import SMALL_POLICY
 from verl.config.trainer import RunConfig
 from verl.workers.rollout.rollout_workers import RolloutPlacement, RolloutWorkers
 from verl.workers.weight_sync import WeightUpdate, pack_weights
+
+from ..random_policy import random_llama, write_random_llama
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -35,36 +35,8 @@ MAX_PROMPT, MAX_RESPONSE = 1500, 16
 SAMPLING = SamplingParams(max_tokens=MAX_RESPONSE)
 
 
-def random_model(tokenizer, seed):
-    """A random Llama with heads of 32, which vLLM's CPU attention has a kernel for."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        head_dim=32,
-        max_position_embeddings=2048,
-        initializer_range=0.2,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return LlamaForCausalLM(config).eval()
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(SMALL_POLICY)
-
-
 @pytest.fixture
-def config(tokenizer, tmp_path):
-    model_path = tmp_path / "policy"
-    random_model(tokenizer, seed=0).save_pretrained(model_path)
-    tokenizer.save_pretrained(model_path)
+def config(tmp_path):
     config = PPOConfig(
         env=EnvConfig(
             max_steps=10,
@@ -79,7 +51,7 @@ def config(tokenizer, tmp_path):
         trainer=RunConfig(default_local_dir=str(tmp_path)),
         data=DataConfig(max_prompt_length=MAX_PROMPT, max_response_length=MAX_RESPONSE),
     )
-    config.actor_rollout_ref.model.path = str(model_path)
+    config.actor_rollout_ref.model.path = write_random_llama(tmp_path / "policy")
     config.actor_rollout_ref.rollout.name = "vllm"
     config.actor_rollout_ref.rollout.cpu_kv_cache_gb = 0.25
     return config
@@ -138,8 +110,8 @@ def check_tokens(trajectories, model):
     np.testing.assert_allclose(data.batch["rollout_log_probs"][mask], expected[mask], atol=2e-3)
 
 
-def test_a_rollout_survives_its_engine_and_then_its_worker(config, group, tokenizer):
-    trained = random_model(tokenizer, seed=1)
+def test_a_rollout_survives_its_engine_and_then_its_worker(config, group):
+    trained = random_llama(seed=1)
     episodes = [
         Episode(task, f"g{i}", f"g{i}/{member}")
         for i, task in enumerate(load_tasks(config, "train"))
