@@ -218,7 +218,7 @@ def test_a_template_that_rewrites_what_it_has_written_is_refused(template):
 
 def test_a_tokenizer_that_finds_its_markers_in_any_text_is_refused(monkeypatch):
     chat = chat_of("chatml")
-    monkeypatch.setattr(chat, "_as_text", lambda text: text)
+    monkeypatch.setattr(chat.text, "as_text", lambda text: text)
     with pytest.raises(UserError, match=r"makes a control token of '<\|endoftext\|>'"):
         check_chat(chat, continues=False)
 
