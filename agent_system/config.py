@@ -116,6 +116,12 @@ class PoolConfig:
         "characters of an observation or action of the environment; a longer one loses its middle",
         least=100,
     )
+    passed_secrets: list[str] = setting(
+        [],
+        "environment processes get all environment variables but those whose names end like a "
+        "secret's (.._KEY, .._TOKEN, .._PASSWORD, ..); these, by name, they get all the same",
+        harmless=True,
+    )
     log_dir: str | None = setting(
         None, "simulators' stdout and stderr; null: env_logs in the run folder", harmless=True
     )

@@ -6,6 +6,7 @@ trajectory stream is an ordinary generator.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import replace
@@ -23,6 +24,7 @@ from verl.config.root import PPOConfig
 from verl.utils.errors import UserError
 from verl.utils.logging import setup_logging
 from verl.utils.loop_thread import LoopThread
+from verl.utils.secrets import without_secrets
 from verl.workers.model_loading import load_chat_template
 from verl.workers.rollout.engines import build_engine
 from verl.workers.rollout.supervised import EngineGaveUpError, SupervisedEngine
@@ -189,7 +191,10 @@ class RolloutWorker:
             ) from error
 
     def _open_pool(self) -> EnvPool:
-        return EnvPool(bind_env(self._config.env), self._pool_config())
+        pool = self._pool_config()
+        return EnvPool(
+            bind_env(self._config.env), pool, without_secrets(os.environ, pool.passed_secrets)
+        )
 
     def _pool_config(self) -> PoolConfig:
         """Every worker has a log folder of its own: slots are numbered from 0 in each."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -57,11 +57,14 @@ class EnvPool:
     Raises ValueError when the environment cannot run here.
     """
 
-    def __init__(self, env: BoundEnv[Any], config: PoolConfig) -> None:
+    def __init__(
+        self, env: BoundEnv[Any], config: PoolConfig, variables: Mapping[str, str] | None = None
+    ) -> None:
+        """`variables`: the environment of the processes; None: this process's own."""
         env.check()
         self._config = config
         self._slots = [
-            EnvSlot(index, env.make_env, env.options, config)
+            EnvSlot(index, env.make_env, env.options, config, variables)
             for index in range(config.slots_per_worker)
         ]
         self._idle = deque(self._slots)

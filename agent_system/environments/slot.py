@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -38,13 +39,21 @@ class EnvSlot:
     `ready` waits for it. Nothing here is tied to an event loop between two calls.
     """
 
-    def __init__(self, index: int, make_env: str, options: Any, config: PoolConfig) -> None:
+    def __init__(
+        self,
+        index: int,
+        make_env: str,
+        options: Any,
+        config: PoolConfig,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         self.index = index
         self.failure: str | None = None
         self.replacements_in_a_row = 0
         self._make_env = make_env
         self._options = options
         self._config = config
+        self._variables = variables
         self._process: subprocess.Popen | None = None
         self._connection: Connection
         self._launched_at = 0.0
@@ -61,6 +70,7 @@ class EnvSlot:
         self.kill()
         self.failure, self._task, self._ahead = None, None, None
         self._is_ready, self._last_request = False, 0
+        variables = os.environ if self._variables is None else self._variables
         ours, theirs = socket.socketpair()
         with theirs, self._open_log() as log:
             self._process = subprocess.Popen(
@@ -69,7 +79,7 @@ class EnvSlot:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 pass_fds=[theirs.fileno()],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
+                env={**variables, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
                 start_new_session=True,  # its own group: it is killed with all it started
             )
         self._launched_at = time.monotonic()

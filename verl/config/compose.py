@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -19,6 +19,7 @@ from verl.config.root import PPOConfig, register_schemas
 from verl.config.sft import SFTConfig, check_sft_config
 from verl.utils.errors import UserError, root_cause
 from verl.utils.importing import load_object
+from verl.utils.secrets import masked
 
 Root = TypeVar("Root")
 GROUPS = ("env", "epo", "algo")  # folders of presets for a part of the configuration
@@ -56,8 +57,18 @@ def compose_sft_config(
 
 
 def plain(composed: DictConfig) -> dict[str, Any]:
-    """A composed configuration as dicts, lists and values: to be written to a file."""
-    return cast(dict[str, Any], OmegaConf.to_container(composed))
+    """A composed configuration as dicts, lists and values, to be written to a file: secrets in its
+    free-form parts are masked."""
+    return {str(key): _plain(composed, str(key)) for key in composed}
+
+
+def _plain(parent: DictConfig, key: str) -> Any:
+    node = parent[key]
+    if not isinstance(node, DictConfig):
+        return OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
+    if OmegaConf.get_type(node) is dict:
+        return masked(OmegaConf.to_container(node))
+    return plain(node)
 
 
 def ppo_keys() -> ConfigKeys:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,28 +38,10 @@ from verl.utils.errors import UserError, root_cause
 from verl.utils.plain_values import load_plain
 from verl.workers.checkpoint_reading import read_checkpoint
 from verl.workers.optimizer import build_optimizer, build_schedule, resume_schedule
+from verl.workers.process_group import join_process_group
 from verl.workers.runtime import WorkerRuntime
 
 logger = logging.getLogger(__name__)
-
-
-def init_distributed(runtime: WorkerRuntime) -> None:
-    """Join the process group that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe.
-
-    Without these variables the process is a group of its own. A second call does nothing.
-    """
-    if dist.is_initialized():
-        return
-    if runtime.device == "cpu":
-        torch.set_num_threads(runtime.cpu_threads)
-    else:
-        # Ray shows each worker its own GPU only, torchrun shows all of them
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    if "RANK" in os.environ:
-        dist.init_process_group(runtime.backend)
-    else:
-        store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage] torch has no __all__
-        dist.init_process_group(runtime.backend, store=store, rank=0, world_size=1)
 
 
 @dataclass(frozen=True)
@@ -90,13 +71,13 @@ class ShardedModel:
         optim: OptimConfig | None = None,
         total_steps: int = 0,
     ) -> None:
-        """Build and shard the model. The process group must exist (`init_distributed`).
+        """Build and shard the model. The process group must exist (`join_process_group`).
 
         Args:
             load_model: called with (dtype, device=, empty=), as `load_causal_lm` after its config.
             total_steps: training steps of this model, for which its schedule plans.
         """
-        init_distributed(runtime)
+        join_process_group(runtime)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         torch.manual_seed(runtime.seed + self.rank)  # rank 0 draws the initial adapters
         self.device = torch.device(runtime.device)

@@ -31,11 +31,15 @@ def find_java(remedy: str) -> str:
     return java
 
 
-def connect(port: int, process: Popen[str] | None = None) -> Any:
-    """The gateway to the Java process that listens on `port`; what it prints is dropped there."""
+def connect(port: int, token: str, process: Popen[str] | None = None) -> Any:
+    """The gateway to the Java process that listens on `port`; what it prints is dropped there.
+
+    `token`: what that process asks of everybody who connects. Any user of this machine reaches its
+    port, and whoever it obeys can run what it likes.
+    """
     from py4j.java_gateway import GatewayParameters, JavaGateway
 
-    parameters = GatewayParameters(auto_field=True, port=port)
+    parameters = GatewayParameters(auto_field=True, port=port, auth_token=token)
     gateway = JavaGateway(gateway_parameters=parameters, java_process=process)
     java = cast(Any, gateway.jvm).java  # Java's packages, which Python has no types of
     silence = java.io.PrintStream(java.io.OutputStream.nullOutputStream())
@@ -81,9 +85,10 @@ class JavaProcess:
             redirect_stderr=log,
             cwd=folder,
             return_proc=True,
+            enable_auth=True,
         )
-        port, process = cast("tuple[int, Popen[str]]", launched)  # as `return_proc` has it
-        return cls(connect(port, process), process)
+        port, token, process = cast("tuple[int, bytes, Popen[str]]", launched)
+        return cls(connect(port, token.decode(), process), process)
 
     @property
     def jvm(self) -> Any:

@@ -31,11 +31,11 @@ def single_rank(monkeypatch: pytest.MonkeyPatch):
     import torch
     import torch.distributed as dist
 
+    from verl.workers.process_group import join_process_group
     from verl.workers.runtime import WorkerRuntime
-    from verl.workers.sharded_model import init_distributed
 
     monkeypatch.delenv("RANK", raising=False)
     runtime = WorkerRuntime("cpu", seed=0, cpu_threads=torch.get_num_threads())
-    init_distributed(runtime)
+    join_process_group(runtime)
     yield runtime
     dist.destroy_process_group()

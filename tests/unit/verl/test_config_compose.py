@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from agent_system.config import EnvConfig
 from agent_system.environments.registry import get_env_package
 from epo.config import EPOConfig
-from verl.config.compose import CONFIG_DIR, compose_config, ppo_keys
+from verl.config.compose import CONFIG_DIR, compose_config, plain, ppo_keys
 from verl.utils.errors import UserError
 
 MODEL = "actor_rollout_ref.model.path=m"
@@ -151,3 +152,18 @@ def test_what_hydra_lets_through_is_one_short_sentence_too(override):
     with pytest.raises(UserError) as caught:
         compose_config([MODEL, override])
     assert len(str(caught.value)) < 600 and str(caught.value).isprintable()
+
+
+def test_secrets_of_free_form_settings_are_in_no_file():
+    env_vars = "+ray_kwargs.ray_init.runtime_env.env_vars"
+    composed, config = compose_config(
+        [MODEL, "env=frozen_lake", f"{env_vars}.HF_TOKEN=abc", f"{env_vars}.LEVEL=info"]
+    )
+    runtime_env = plain(composed)["ray_kwargs"]["ray_init"]["runtime_env"]
+    assert runtime_env == {"env_vars": {"HF_TOKEN": "***", "LEVEL": "info"}}
+    assert config.ray_kwargs.ray_init.runtime_env["env_vars"]["HF_TOKEN"] == "abc"
+
+
+def test_apart_from_secrets_the_written_configuration_is_the_whole_one():
+    composed, _ = compose_config([MODEL, "env=sciworld", "epo=sciworld"])
+    assert plain(composed) == OmegaConf.to_container(composed)

