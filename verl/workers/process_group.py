@@ -7,6 +7,10 @@ import socket
 
 import torch
 import torch.distributed as dist
+from torch.distributed import (  # torch has no __all__
+    HashStore,  # pyright: ignore[reportPrivateImportUsage]
+    TCPStore,  # pyright: ignore[reportPrivateImportUsage]
+)
 
 from verl.workers.runtime import WorkerRuntime
 
@@ -24,7 +28,7 @@ def join_process_group(runtime: WorkerRuntime) -> None:
         # Ray shows each worker its own GPU only, torchrun shows all of them
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     if "RANK" not in os.environ:
-        store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage] torch has no __all__
+        store = HashStore()
         dist.init_process_group(runtime.backend, store=store, rank=0, world_size=1)
     elif os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun's own
         dist.init_process_group(runtime.backend)
@@ -34,7 +38,7 @@ def join_process_group(runtime: WorkerRuntime) -> None:
         dist.init_process_group(runtime.backend, store=store, rank=rank, world_size=world_size)
 
 
-def meeting_store(rank: int, world_size: int) -> dist.TCPStore:
+def meeting_store(rank: int, world_size: int) -> TCPStore:
     """Rank 0's store at MASTER_ADDR and MASTER_PORT.
 
     It listens at that address alone, on one machine the loopback; a store that torch opens by
@@ -42,6 +46,6 @@ def meeting_store(rank: int, world_size: int) -> dist.TCPStore:
     """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     if rank != 0:
-        return dist.TCPStore(host, port, world_size)
+        return TCPStore(host, port, world_size)
     listener = socket.create_server((host, port))
-    return dist.TCPStore(host, port, world_size, is_master=True, master_listen_fd=listener.detach())
+    return TCPStore(host, port, world_size, is_master=True, master_listen_fd=listener.detach())
