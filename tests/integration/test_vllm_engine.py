@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -64,8 +66,15 @@ def model(model_path):
 
 @pytest.fixture(scope="module")
 def shared_engine(model_path):
-    with running_engine(ModelConfig(path=model_path)) as engine:
-        yield engine
+    """When it is closed, none of its temporary files is left."""
+    folder = tempfile.mkdtemp(dir="/tmp")  # short enough for its sockets
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", folder)
+        with running_engine(ModelConfig(path=model_path)) as engine:
+            assert list(Path(folder).glob(".verl-*/*"))
+            yield engine
+        assert [name for name in os.listdir(folder) if not name.startswith("torchinductor")] == []
+    shutil.rmtree(folder)
 
 
 @pytest.fixture

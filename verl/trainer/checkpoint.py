@@ -7,19 +7,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from torch import nn
 
-from verl.config.model import ModelConfig
+from verl.config.model import FSDPConfig, ModelConfig, resolve_dtype
 from verl.config.plan import chat_date
 from verl.config.saved import Change, changes_between
 from verl.config.trainer import SessionConfig
-from verl.utils.atomic import atomic_directory, find_latest, prune, write_latest
+from verl.utils.atomic import atomic_directory, checkpoints, find_latest, prune, write_latest
+from verl.utils.disk import NoRoomError, folder_bytes, free_bytes, naming_a_full_disk, readable
 from verl.utils.errors import UserError, root_cause
 from verl.utils.plain_values import load_plain
 
@@ -40,15 +43,53 @@ class CheckpointStore:
     def save(
         self, step: int, driver_state: dict[str, Any], save_workers: Callable[[Path], None]
     ) -> Path:
-        """Write `global_step_<step>`; `save_workers` fills the folder it is given."""
+        """Write `global_step_<step>`; `save_workers` fills the folder it is given.
+
+        Raises:
+            NoRoomError: the disk is too full; the checkpoints that are there stand.
+        """
         target = self.root / f"global_step_{step}"
-        with atomic_directory(target) as folder:
-            save_workers(folder)
-            torch.save(driver_state, folder / DRIVER_FILE)
-        write_latest(self.root, step)
+        what = f"the checkpoint of step {step}"
+        self._check_room(what)
+        with naming_a_full_disk(what, self.root):
+            with atomic_directory(target) as folder, naming_a_full_disk(what, folder):
+                save_workers(folder)
+                torch.save(driver_state, folder / DRIVER_FILE)
+            write_latest(self.root, step)
         prune(self.root, self._config.max_actor_ckpt_to_keep)
         logger.info("checkpoint of step %d: %s", step, target)
         return target
+
+    def check_room_at_start(self, estimate: Callable[[], int]) -> None:
+        """Refuse a run that could not save: the older ones go only once the newest is whole.
+
+        Args:
+            estimate: bytes of a checkpoint, where there is none yet to know them from.
+
+        Raises:
+            UserError: the disk has less room.
+        """
+        needed = self._newest_bytes() or estimate()
+        free = free_bytes(self.root)
+        if free < needed:
+            raise UserError(
+                f"a checkpoint of this run takes about {readable(needed)}, and the disk of "
+                f"trainer.default_local_dir={self.root} has {readable(free)} free; make room, or "
+                "choose a folder on another disk"
+            )
+
+    def _check_room(self, what: str) -> None:
+        needed, free = self._newest_bytes(), free_bytes(self.root)
+        if free < needed:
+            raise NoRoomError(
+                f"{what} needs {readable(needed)}, and the disk of {self.root} has "
+                f"{readable(free)} free"
+            )
+
+    def _newest_bytes(self) -> int:
+        """0 without a checkpoint."""
+        found = checkpoints(self.root)
+        return folder_bytes(found[max(found)]) if found else 0
 
     def find(self) -> Path | None:
         """The checkpoint to resume from, by `trainer.resume_mode`; None starts afresh."""
@@ -57,6 +98,30 @@ class CheckpointStore:
         if self._config.resume_mode == "resume_path":
             return checked_checkpoint(self._config.resume_from_path)
         return find_latest(self.root)
+
+
+@contextmanager
+def going_on_without_room() -> Iterator[None]:
+    """A checkpoint that finds no room is left out with a warning; the next one tries again."""
+    try:
+        yield
+    except NoRoomError as error:
+        logger.warning(
+            "%s; training goes on from the checkpoints that are there, and tries again when the "
+            "next one is due",
+            error,
+        )
+
+
+def checkpoint_bytes(load: Callable[..., nn.Module], model: ModelConfig, fsdp: FSDPConfig) -> int:
+    """About what a checkpoint of a model takes: its weights, and two moments of the trained ones.
+
+    Args:
+        load: `load_causal_lm` or `load_value_model`; builds the architecture alone.
+    """
+    built = load(model, resolve_dtype(fsdp.dtype, auto=torch.float32), empty=True)
+    sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in built.parameters()]
+    return sum(size * (3 if trained else 1) for size, trained in sizes)
 
 
 def changes_on_resume(

@@ -28,6 +28,7 @@ from verl.trainer.checkpoint import (
     CONFIG_FILE,
     CheckpointStore,
     changes_on_resume,
+    checkpoint_bytes,
     date_on_resume,
     tell_changes,
 )
@@ -41,7 +42,7 @@ from verl.utils.errors import UserError
 from verl.utils.importing import load_object
 from verl.workers.chat_check import check_chat, tell_chat_notes
 from verl.workers.chat_template import ChatTemplate
-from verl.workers.model_loading import load_chat_template
+from verl.workers.model_loading import load_causal_lm, load_chat_template
 from verl.workers.model_support import check_model
 from verl.workers.runtime import WorkerRuntime
 
@@ -76,8 +77,12 @@ def sft_run(config: SFTConfig, resolved: dict[str, Any]) -> Iterator[SFTTrainer]
     check_run_folder(run)
     check_export_dir(Path(run.export_dir))
     check_model(config.model, "model", tokens=config.data.max_length, device=device)
+    store = CheckpointStore(run)
+    store.check_room_at_start(
+        lambda: checkpoint_bytes(load_causal_lm, config.model, config.fsdp_config)
+    )
     changes, today = [], chat_date(config.model)
-    if (checkpoint := CheckpointStore(run).find()) is not None:
+    if (checkpoint := store.find()) is not None:
         before = load_saved_sft(checkpoint.parent / CONFIG_FILE)
         changes = changes_on_resume(run, checkpoint, before, config)
         today = date_on_resume(config.model, checkpoint)

@@ -19,6 +19,7 @@ from verl.trainer.checkpoint import (
     CheckpointStore,
     changes_on_resume,
     check_has_critic,
+    checkpoint_bytes,
     date_on_resume,
     tell_changes,
 )
@@ -29,7 +30,12 @@ from verl.trainer.session import open_tracker, ray_cluster, record_run
 from verl.utils.importing import resolve_choice
 from verl.workers.chat_check import tell_chat_notes
 from verl.workers.interfaces import AgentWorld
-from verl.workers.model_loading import load_chat_template, resolve_model_path
+from verl.workers.model_loading import (
+    load_causal_lm,
+    load_chat_template,
+    load_value_model,
+    resolve_model_path,
+)
 from verl.workers.model_support import check_models
 
 logger = logging.getLogger(__name__)
@@ -55,7 +61,10 @@ def training_run(config: PPOConfig, resolved: dict[str, Any]) -> Iterator[RayPPO
     world = load_world(config)
     world.check()
     plugin = build_plugin(config)
-    checkpoint = CheckpointStore(run).find()
+    store = CheckpointStore(run)
+    if not run.val_only:
+        store.check_room_at_start(lambda: run_bytes(config, plan))
+    checkpoint = store.find()
     changes = []
     if checkpoint is not None:
         before = load_saved(checkpoint.parent / CONFIG_FILE, [])[1]
@@ -84,6 +93,15 @@ def training_run(config: PPOConfig, resolved: dict[str, Any]) -> Iterator[RayPPO
             open_tracker(run, resolved | {"environment": environment}, folder) as tracker,
         ):
             yield RayPPOTrainer(config, plan, world, workers, plugin, tracker)
+
+
+def run_bytes(config: PPOConfig, plan: RunPlan) -> int:
+    """About what a checkpoint of this run takes."""
+    policy, critic = config.actor_rollout_ref, config.critic
+    size = checkpoint_bytes(load_causal_lm, policy.model, policy.actor.fsdp_config)
+    if plan.has_critic:
+        size += checkpoint_bytes(load_value_model, critic.model, critic.model.fsdp_config)
+    return size
 
 
 def load_world(config: PPOConfig) -> AgentWorld:

@@ -1,6 +1,7 @@
 """Checkpoints of a run: complete or absent, found by the resume mode, the newest kept."""
 
 import os
+import re
 from datetime import date
 
 import pytest
@@ -46,6 +47,52 @@ def test_a_failing_save_leaves_the_previous_checkpoint_in_charge(tmp_path):
         store(tmp_path).save(2, {"step": 2, "tracker": {}}, fail)
     assert store(tmp_path).find().name == "global_step_1"
     assert not (tmp_path / "global_step_2").exists()
+
+
+ON_A_FULL_DISK = """
+from pathlib import Path
+import torch
+from verl.config.trainer import RunConfig
+from verl.trainer.checkpoint import CheckpointStore, going_on_without_room
+from verl.utils.errors import UserError
+
+store = CheckpointStore(RunConfig(default_local_dir="run"))
+def save(step, size):
+    def workers(folder):
+        torch.save(torch.zeros(size, dtype=torch.uint8), folder / "weights")
+    try:
+        store.save(step, {"step": step}, workers)
+    except OSError as error:
+        print(error)
+    print(sorted(path.name for path in Path("run").iterdir()), store.find().name)
+
+save(1, 900_000)
+save(2, 1_800_000)
+Path("run/rollouts").write_bytes(bytes(600_000))
+save(3, 900_000)
+try:
+    store.check_room_at_start(lambda: 0)
+except UserError as error:
+    print(error)
+Path("run/rollouts").unlink()
+save(4, 900_000)
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_the_newest_checkpoint_and_no_litter(on_small_disk):
+    lines = on_small_disk(ON_A_FULL_DISK, "2200k").splitlines()
+    latest = "latest_checkpointed_iteration.txt"
+    stands = f"['global_step_1', '{latest}'] global_step_1"
+    beside = f"['global_step_1', '{latest}', 'rollouts'] global_step_1"
+    both = f"['global_step_1', 'global_step_4', '{latest}'] global_step_4"
+    begun, refused, at_start = lines[1], lines[3], lines[5]
+    assert [lines[i] for i in (0, 2, 4, 6)] == [stands, stands, beside, both]
+    assert begun == "the disk is full: the checkpoint of step 2 was not finished"
+    assert re.fullmatch(
+        r"the checkpoint of step 3 needs 0.9 MB, and .*/run has 0.7 MB", refused[:-5]
+    )
+    assert "takes about 0.9 MB" in at_start and at_start.endswith("on another disk")
 
 
 def test_only_the_newest_are_kept(tmp_path):

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from verl.config.compose import compose_sft_config
+from verl.trainer import checkpoint
 from verl.trainer.main_sft import load_data
 from verl.trainer.sft.batches import to_batch
 from verl.trainer.sft.trainer import SFTTrainer
@@ -175,6 +176,29 @@ def test_a_resumed_run_equals_an_uninterrupted_one(games, tmp_path):
     weights = [t.workers._worker._sharded.full_state_dict() for t in (at_once, second)]
     for name, tensor in weights[0].items():
         assert torch.equal(tensor, weights[1][name]), name
+
+
+def test_without_room_for_a_checkpoint_it_trains_on_and_fails_only_at_the_end(
+    games, tmp_path, monkeypatch, caplog
+):
+    full_at = {2, 3}
+
+    def free(folder):
+        return 0 if trainer.step in full_at else 10**12
+
+    monkeypatch.setattr(checkpoint, "free_bytes", free)
+    trainer, _ = trainer_of(configured(games, tmp_path, "trainer.save_freq=1"))
+    trainer.fit()
+    saved = {path.name for path in tmp_path.glob("global_step_*")}
+    assert saved == {f"global_step_{step}" for step in (1, *range(4, 13))}
+    told = [message for message in caplog.messages if "training goes on" in message]
+    assert len(told) == 2 and "checkpoint of step 2 needs" in told[0]
+
+    full_at.add(12)
+    trainer, _ = trainer_of(configured(games, tmp_path / "late", "trainer.save_freq=6"))
+    with pytest.raises(OSError, match="the checkpoint of step 12 needs"):
+        trainer.fit()
+    assert {path.name for path in (tmp_path / "late").glob("global_step_*")} == {"global_step_6"}
 
 
 def test_the_schedule_is_planned_over_all_epochs_but_training_may_stop_earlier(games, tmp_path):

@@ -7,6 +7,7 @@ import torch
 
 from verl.config.model import FSDPConfig, ModelConfig
 from verl.config.optim import OptimConfig
+from verl.trainer.checkpoint import checkpoint_bytes
 from verl.utils.errors import UserError
 from verl.workers.forward import forward_inputs, policy_forward
 from verl.workers.model_loading import load_causal_lm
@@ -51,6 +52,17 @@ def test_a_loaded_checkpoint_goes_on_bit_by_bit(
     weights = engine.full_state_dict()
     for name, tensor in other.full_state_dict().items():
         assert torch.equal(tensor, weights[name]), name
+
+
+@pytest.mark.parametrize("model", [{"lora_rank": 0}, {"lora_rank": 8}])
+def test_the_size_of_a_checkpoint_is_known_before(single_rank, tmp_path, model):
+    engine = make_engine("small", single_rank, **model)
+    step(engine, 0)
+    engine.save_checkpoint(tmp_path / "checkpoint")
+    config = ModelConfig(path="small", **model)
+    estimate = checkpoint_bytes(load_causal_lm, config, FSDPConfig())
+    written = sum(path.stat().st_size for path in (tmp_path / "checkpoint").glob("*.distcp"))
+    assert estimate == pytest.approx(written, rel=0.15)  # beside the numbers, 2 kB a tensor
 
 
 def test_a_resumed_run_follows_the_present_learning_rate(tiny_model_path, single_rank, tmp_path):

@@ -13,7 +13,7 @@ from verl.algorithms.kl import get_kl_controller
 from verl.config.plan import RunPlan
 from verl.config.root import PPOConfig
 from verl.protocol import DataProto
-from verl.trainer.checkpoint import CheckpointStore, load_driver_state
+from verl.trainer.checkpoint import CheckpointStore, going_on_without_room, load_driver_state
 from verl.trainer.ppo.advantage_stage import (
     add_advantages,
     compare_with_rollout,
@@ -70,6 +70,7 @@ class RayPPOTrainer:
         self.tracker = tracker
         self.total_steps = total_training_steps(config)
         self.step = 0  # finished training steps
+        self.saved: int | None = None  # the step of the newest checkpoint
         self.engine_step: int | None = None  # the step whose weights the engines have
         self.timer = PhaseTimer()
         self.kl_controller = get_kl_controller(config.algorithm.kl_ctrl)
@@ -96,7 +97,7 @@ class RayPPOTrainer:
             return
         for _ in progress(range(self.step, self.total_steps), "training"):
             self.train_step()
-        if self.step > restored and not self.is_due(run.save_freq):
+        if self.step > restored and self.saved != self.step:
             self.save()
         if run.val_after_train and not self.is_due(run.test_freq):
             self.refresh_engines()
@@ -122,7 +123,8 @@ class RayPPOTrainer:
         cost = cost_metrics(batch, self.timer.seconds, self.workers.actor.world_size)
         self.track(metrics | data_metrics(batch) | cost)
         if self.is_due(self.config.trainer.save_freq):
-            self.save()
+            with going_on_without_room():
+                self.save()
 
     def collect(self) -> Rollout:
         """This step's rollout: played now, or waited for."""
@@ -241,6 +243,7 @@ class RayPPOTrainer:
     def save(self) -> None:
         with self.timer("save_checkpoint"):
             self.checkpoints.save(self.step, self.state_dict(), self._save_workers)
+        self.saved = self.step
 
     def _save_workers(self, folder: Any) -> None:
         self.workers.actor.save_checkpoint(str(folder / "actor"))
@@ -270,6 +273,7 @@ class RayPPOTrainer:
                 f"cannot resume from {folder}: {reason}; keep the run's settings, or start afresh "
                 "under another trainer.experiment_name"
             ) from error
+        self.saved = self.step
         if folder.parent == self.checkpoints.root:  # not one of another run
             self.rollout_log.go_on_after(self.step)
         return self.step

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from verl.config.sft import SFTConfig, last_epoch
 from verl.single_controller.base import WorkerGroup
-from verl.trainer.checkpoint import CheckpointStore, load_driver_state
+from verl.trainer.checkpoint import CheckpointStore, going_on_without_room, load_driver_state
 from verl.trainer.sft.batches import ConversationData, SFTBatch
 from verl.utils.errors import UserError
 from verl.utils.logging import progress
@@ -44,6 +44,7 @@ class SFTTrainer:
         self.tracker = tracker
         self.checkpoints = CheckpointStore(config.trainer)
         self.step = 0  # finished optimiser steps
+        self.saved: int | None = None  # the step of the newest checkpoint
 
     @property
     def last_step(self) -> int:
@@ -62,7 +63,7 @@ class SFTTrainer:
                     bar.update()
         if not self.is_due(run.test_freq):
             self.tracker.log(self.validate(), self.step)
-        if not self.is_due(run.save_freq):
+        if self.saved != self.step:
             self.save()
         self.workers.export_hf(str(Path(run.export_dir).absolute()))
         logger.info("the trained model is in %s", run.export_dir)
@@ -87,7 +88,8 @@ class SFTTrainer:
             metrics |= self.validate()
         self.tracker.log(metrics, self.step)
         if self.is_due(self.config.trainer.save_freq):
-            self.save()
+            with going_on_without_room():
+                self.save()
 
     def validate(self) -> dict[str, float]:
         """Mean losses over the validation conversations, every batch weighing by its tokens."""
@@ -119,6 +121,7 @@ class SFTTrainer:
         self.checkpoints.save(
             self.step, state, lambda folder: self.workers.save_checkpoint(str(folder / "actor"))
         )
+        self.saved = self.step
 
     def restore(self) -> None:
         """Continue from the checkpoint that `trainer.resume_mode` names, if there is one.
@@ -138,5 +141,5 @@ class SFTTrainer:
                 "data.train_batch_size, or set trainer.resume_mode=disable"
             )
         self.workers.load_checkpoint(str(folder / "actor"))
-        self.step = state["step"]
+        self.step = self.saved = state["step"]
         logger.info("resuming from %s", folder)

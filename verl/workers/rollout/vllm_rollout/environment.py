@@ -43,15 +43,17 @@ def vllm_environment(
         folder: of `vllm_folder`; takes the sockets and temporary files of vLLM's processes.
     """
     logging.getLogger("vllm").setLevel(os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"))
-    before = dict(os.environ)
+    before, remembered = dict(os.environ), tempfile.tempdir
     os.environ.update({**_variables(device, model_path), **more, **before})
     if folder is not None:
         os.environ.update({SOCKET_FOLDER: str(folder), **before, **_temporary_files(folder)})
+        tempfile.tempdir = str(folder)  # a process that is forked asks no variable
     try:
         yield
     finally:
         os.environ.clear()
         os.environ.update(before)
+        tempfile.tempdir = remembered
 
 
 def vllm_folder() -> AbstractContextManager[Path]:
