@@ -17,6 +17,7 @@ from verl.algorithms.entropy_control import RolloutEntropies, StepContext
 from verl.config.compose import compose_config
 from verl.config.entropy_control import build_plugin
 from verl.config.plan import make_plan
+from verl.trainer.checkpoint import CheckpointStore
 from verl.trainer.ppo.advantage_stage import (
     add_advantages,
     compare_with_rollout,
@@ -72,9 +73,9 @@ def make_trainer(cluster, name, *, correction="none", afresh=True, **run) -> Ray
         trainer=replace(cluster.config.trainer, **run),
     )
     world = load_world(config)
-    return RayPPOTrainer(
-        config, make_plan(config), world, cluster.workers, build_plugin(config), Lines()
-    )
+    plan, plugin = make_plan(config), build_plugin(config)
+    checkpoint = CheckpointStore(config.trainer).find()
+    return RayPPOTrainer(config, plan, world, cluster.workers, plugin, Lines(), checkpoint)
 
 
 def played(cluster, name) -> list[list[dict]]:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from verl.trainer.session import installed_versions
+from verl.utils.packages import installed_versions
 from verl.workers.model_support import RESULTS, Support, measured
 
 from .conformance import (

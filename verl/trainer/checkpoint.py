@@ -1,6 +1,6 @@
 """Checkpoints of a whole run: complete or absent, newest N kept, found again by `resume_mode`.
 
-<default_local_dir>/global_step_<n>/actor   critic   driver.pt
+<default_local_dir>/global_step_<n>/actor   critic   driver.pt   manifest.json
 <default_local_dir>/latest_checkpointed_iteration.txt
 """
 
@@ -21,9 +21,18 @@ from verl.config.model import FSDPConfig, ModelConfig, resolve_dtype
 from verl.config.plan import chat_date
 from verl.config.saved import Change, changes_between
 from verl.config.trainer import SessionConfig
-from verl.utils.atomic import atomic_directory, checkpoints, find_latest, prune, write_latest
+from verl.utils.atomic import (
+    CHECKPOINT_NAME,
+    atomic_directory,
+    checkpoints,
+    latest_first,
+    prune,
+    write_latest,
+)
 from verl.utils.disk import NoRoomError, folder_bytes, free_bytes, naming_a_full_disk, readable
 from verl.utils.errors import UserError, root_cause
+from verl.utils.manifest import MANIFEST, find_damage, write_manifest
+from verl.utils.packages import installed_versions
 from verl.utils.plain_values import load_plain
 
 logger = logging.getLogger(__name__)
@@ -55,6 +64,7 @@ class CheckpointStore:
             with atomic_directory(target) as folder, naming_a_full_disk(what, folder):
                 save_workers(folder)
                 torch.save(driver_state, folder / DRIVER_FILE)
+                write_manifest(folder, step=step, packages=installed_versions())
             write_latest(self.root, step)
         prune(self.root, self._config.max_actor_ckpt_to_keep)
         logger.info("checkpoint of step %d: %s", step, target)
@@ -92,12 +102,33 @@ class CheckpointStore:
         return folder_bytes(found[max(found)]) if found else 0
 
     def find(self) -> Path | None:
-        """The checkpoint to resume from, by `trainer.resume_mode`; None starts afresh."""
+        """The checkpoint to resume from, by `trainer.resume_mode`; None starts afresh.
+
+        All of it is read and compared with its manifest. Of the run's own folder a damaged one is
+        passed over, with a warning.
+
+        Raises:
+            UserError: the one that is named is damaged, or none of the folder is whole.
+        """
         if self._config.resume_mode == "disable":
             return None
         if self._config.resume_mode == "resume_path":
-            return checked_checkpoint(self._config.resume_from_path)
-        return find_latest(self.root)
+            checkpoint = checked_checkpoint(self._config.resume_from_path)
+            check_whole(checkpoint)
+            return checkpoint
+        damaged = []
+        for checkpoint in latest_first(self.root):
+            if (damage := _damage(checkpoint)) is None:
+                if damaged:
+                    logger.warning("%s: going on from %s", "; ".join(damaged), checkpoint)
+                return checkpoint
+            damaged.append(f"{checkpoint.name} is damaged ({damage})")
+        if damaged:
+            raise UserError(
+                f"no checkpoint in {self.root} is whole: {'; '.join(damaged)}; restore one from a "
+                "copy, or start afresh under another trainer.experiment_name"
+            )
+        return None
 
 
 @contextmanager
@@ -156,12 +187,42 @@ def tell_changes(changes: list[Change]) -> None:
 
 def checked_checkpoint(path: str | None) -> Path:
     """`path` as a checkpoint folder. Raises UserError when it is none."""
-    if path is None or not (Path(path) / DRIVER_FILE).is_file():
+    folder = Path(path or "")
+    if path is None or not any((folder / name).is_file() for name in (DRIVER_FILE, MANIFEST)):
         raise UserError(
             f"'{path}' is not a checkpoint: it holds no {DRIVER_FILE}; "
             "give a folder named global_step_<n> of an earlier run"
         )
-    return Path(path).absolute()
+    return folder.absolute()
+
+
+def check_whole(checkpoint: Path) -> None:
+    """Raises UserError when a file of the checkpoint is not as it was saved."""
+    if damage := _damage(checkpoint):
+        others = ", ".join(p.name for p in latest_first(checkpoint.parent) if p != checkpoint)
+        raise UserError(
+            f"the checkpoint {checkpoint} is damaged: {damage}; restore it from a copy, or take "
+            f"another one of its run ({others or 'there is none'})"
+        )
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files; None: nothing that can be known."""
+    named = CHECKPOINT_NAME.fullmatch(checkpoint.name)
+    facts = {"step": int(named[1])} if named else {}  # a copy may have any name
+    try:
+        return find_damage(checkpoint, **facts)
+    except FileNotFoundError:
+        if not (checkpoint / DRIVER_FILE).is_file():
+            return f"{DRIVER_FILE} and {MANIFEST} are missing"
+    except OSError as error:
+        return f"it cannot be read ({error})"
+    logger.warning(
+        "%s has no %s, as those of earlier versions: nobody can tell whether it is whole",
+        checkpoint,
+        MANIFEST,
+    )
+    return None
 
 
 def check_has_critic(checkpoint: Path) -> None:

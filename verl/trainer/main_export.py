@@ -14,7 +14,7 @@ import torch
 from verl.config.model import resolve_dtype
 from verl.config.plan import make_plan
 from verl.config.saved import load_saved
-from verl.trainer.checkpoint import CONFIG_FILE
+from verl.trainer.checkpoint import CONFIG_FILE, check_whole
 from verl.trainer.cli import run_cli
 from verl.trainer.main_eval import split_checkpoint
 from verl.trainer.ppo.cluster import start_trainers
@@ -41,6 +41,7 @@ def main(arguments: list[str]) -> None:
     overrides += [a for a in rest if not a.startswith(("output=", "dtype="))]
     _, config = load_saved(checkpoint.parent / CONFIG_FILE, overrides)
     plan = make_plan(config)
+    check_whole(checkpoint)
     pool, steps = trainer_pool(config, plan), total_training_steps(config)
     with ray_cluster(config.ray_kwargs.ray_init, pool.world_size + 1):
         actor = start_trainers(config, plan, pool, None, steps)["actor"]

@@ -93,13 +93,14 @@ def sft_run(config: SFTConfig, resolved: dict[str, Any]) -> Iterator[SFTTrainer]
         tell_changes(changes)
         tell_chat_notes(chat, keeps_reasoning=True)
         environment = record_run(folder, resolved, {"device": device})
+        record = resolved | {"environment": environment}
         ranks, steps = run.nnodes * run.n_gpus_per_node, run.total_epochs * train.batches_per_epoch
         with (
             ray_cluster(config.ray_kwargs.ray_init, ranks + 1, folder),
-            open_tracker(run, resolved | {"environment": environment}, folder) as tracker,
+            open_tracker(run, record, folder, checkpoint) as tracker,
         ):
             workers = start_workers(config, device, steps)
-            yield SFTTrainer(config, workers, train, validation, tracker)
+            yield SFTTrainer(config, workers, train, validation, tracker, checkpoint)
 
 
 def check_export_dir(folder: Path) -> None:

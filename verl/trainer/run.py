@@ -78,6 +78,7 @@ def training_run(config: PPOConfig, resolved: dict[str, Any]) -> Iterator[RayPPO
         keeps_reasoning = (context.kind, context.reasoning) == ("trajectory", "keep")
         tell_chat_notes(load_chat_template(model, plan.chat_date), keeps_reasoning=keeps_reasoning)
         environment = record_run(folder, resolved, run_facts(plan, world))
+        record = resolved | {"environment": environment}
         logger.info(
             "run folder %s; on %s: %d training and %d rollout workers with %d environments each",
             folder,
@@ -90,9 +91,9 @@ def training_run(config: PPOConfig, resolved: dict[str, Any]) -> Iterator[RayPPO
         with (
             ray_cluster(config.ray_kwargs.ray_init, process_count(config, plan), folder),
             closing(start_workers(config, plan, world, regularizer, steps)) as workers,
-            open_tracker(run, resolved | {"environment": environment}, folder) as tracker,
+            open_tracker(run, record, folder, checkpoint) as tracker,
         ):
-            yield RayPPOTrainer(config, plan, world, workers, plugin, tracker)
+            yield RayPPOTrainer(config, plan, world, workers, plugin, tracker, checkpoint)
 
 
 def run_bytes(config: PPOConfig, plan: RunPlan) -> int:

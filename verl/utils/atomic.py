@@ -18,8 +18,10 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT_NAME = re.compile(r"global_step_(\d+)")
+STEP = r"(0|[1-9][0-9]{0,17})"
+CHECKPOINT_NAME = re.compile(f"global_step_{STEP}")
 LATEST_FILE = "latest_checkpointed_iteration.txt"
+POINTER_BYTES = 100  # read of the pointer: more than any step takes
 TEMPORARY_PREFIX = ".unfinished-"
 
 
@@ -91,21 +93,21 @@ def read_latest(folder: str | Path) -> int | None:
     pointer = Path(folder) / LATEST_FILE
     if not pointer.is_file():
         return None
-    text = pointer.read_text(encoding="utf-8").strip()
-    return int(text) if text.isascii() and text.isdigit() else None
+    with pointer.open("rb") as file:
+        text = file.read(POINTER_BYTES).decode("utf-8", errors="replace").strip()
+    return int(text) if re.fullmatch(STEP, text) else None
 
 
-def find_latest(folder: str | Path) -> Path | None:
-    """The checkpoint to resume from: the pointer's, else the newest there is, else None."""
+def latest_first(folder: str | Path) -> list[Path]:
+    """The checkpoints in the order of resuming: the pointer's, then from the newest on."""
     found = checkpoints(folder)
+    newest_first = sorted(found, reverse=True)
     step = read_latest(folder)
-    if step in found:
-        return found[step]
-    if not found:
-        return None
-    newest = max(found)
-    logger.warning("%s names no checkpoint in %s: taking step %d", LATEST_FILE, folder, newest)
-    return found[newest]
+    if found and step not in found:
+        logger.warning(
+            "%s names no checkpoint in %s: the newest is step %d", LATEST_FILE, folder, max(found)
+        )
+    return [found[s] for s in sorted(newest_first, key=lambda s: s != step)]
 
 
 def prune(folder: str | Path, keep: int | None) -> None:

@@ -14,7 +14,7 @@ from verl.utils.atomic import (
     atomic_write_json,
     atomic_write_text,
     checkpoints,
-    find_latest,
+    latest_first,
     prune,
     read_latest,
     sweep,
@@ -107,28 +107,37 @@ def test_pointer(tmp_path):
     assert read_latest(tmp_path) == 12
 
 
-@pytest.mark.parametrize("text", ["", "twelve", "-3", "1.5", "²"])
-def test_a_damaged_pointer_names_nothing(tmp_path, text):
-    (tmp_path / LATEST_FILE).write_text(text, encoding="utf-8")
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"twelve", b"-3", b"1.5", "\N{SUPERSCRIPT TWO}".encode(), b"\xff\xfe", b"9" * 5000],
+)
+def test_a_damaged_pointer_names_nothing(tmp_path, content):
+    make_checkpoints(tmp_path, 3)
+    (tmp_path / LATEST_FILE).write_bytes(content)
     assert read_latest(tmp_path) is None
+    assert latest_first(tmp_path) == [tmp_path / "global_step_3"]
 
 
-def test_find_latest_follows_the_pointer(tmp_path):
-    assert find_latest(tmp_path / "absent") is None
-    assert find_latest(tmp_path) is None
-    make_checkpoints(tmp_path, 2, 10)
-    write_latest(tmp_path, 2)
-    assert find_latest(tmp_path) == tmp_path / "global_step_2"
+def test_a_run_goes_on_from_the_pointers_checkpoint_or_else_the_newest(tmp_path):
+    assert latest_first(tmp_path / "absent") == latest_first(tmp_path) == []
+    make_checkpoints(tmp_path, 2, 3, 10)
+    write_latest(tmp_path, 3)
+    assert [path.name for path in latest_first(tmp_path)] == [
+        "global_step_3",
+        "global_step_10",
+        "global_step_2",
+    ]
 
 
 @pytest.mark.parametrize("pointer", [None, "7", "nonsense"])
-def test_find_latest_without_a_good_pointer_takes_the_newest(tmp_path, caplog, pointer):
+def test_without_a_good_pointer_the_newest_comes_first(tmp_path, caplog, pointer):
     make_checkpoints(tmp_path, 2, 10)  # 10 after 2, although "10" < "2" as text
     (tmp_path / "global_step_11.bak").mkdir()
+    (tmp_path / "global_step_012").mkdir()
     if pointer is not None:
         (tmp_path / LATEST_FILE).write_text(pointer)
-    assert find_latest(tmp_path) == tmp_path / "global_step_10"
-    assert "taking step 10" in caplog.text
+    assert latest_first(tmp_path)[0] == tmp_path / "global_step_10"
+    assert "the newest is step 10" in caplog.text
 
 
 def test_prune_keeps_the_newest_and_the_pointed_to(tmp_path):

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from verl.config.compose import compose_sft_config
 from verl.trainer import checkpoint
+from verl.trainer.checkpoint import CheckpointStore
 from verl.trainer.main_sft import load_data
 from verl.trainer.sft.batches import to_batch
 from verl.trainer.sft.trainer import SFTTrainer
@@ -81,7 +82,8 @@ def trainer_of(config):
         log=lambda metrics, step: logged.append((step, metrics)), state_dict=dict
     )
     group = OneWorker(started_worker(config))
-    return SFTTrainer(config, group, train, validation, tracker), logged
+    start = CheckpointStore(config.trainer).find()
+    return SFTTrainer(config, group, train, validation, tracker, start), logged
 
 
 def losses(logged):

@@ -6,6 +6,7 @@ off-policy)."""
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from verl.algorithms.entropy_control import Plugin, RolloutEntropies, StepContext
@@ -61,13 +62,16 @@ class RayPPOTrainer:
         workers: Workers,
         plugin: Plugin | None,
         tracker: Tracking,
+        checkpoint: Path | None = None,
     ) -> None:
+        """`checkpoint`: where the run goes on from."""
         self.config = config
         self.plan = plan
         self.world = world
         self.workers = workers
         self.plugin = plugin
         self.tracker = tracker
+        self.checkpoint = checkpoint
         self.total_steps = total_training_steps(config)
         self.step = 0  # finished training steps
         self.saved: int | None = None  # the step of the newest checkpoint
@@ -251,12 +255,12 @@ class RayPPOTrainer:
             self.workers.critic.save_checkpoint(str(folder / "critic"))
 
     def restore(self) -> int:
-        """Continue from the checkpoint that `trainer.resume_mode` names. Returns its step, or 0.
+        """Continue from the run's checkpoint, if it has one. Returns its step, or 0.
 
         Raises:
             UserError: the checkpoint is of a run with other tasks or other entropy settings.
         """
-        folder = self.checkpoints.find()
+        folder = self.checkpoint
         if folder is None:
             return 0
         logger.info("resuming from %s", folder)

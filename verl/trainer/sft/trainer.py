@@ -36,12 +36,15 @@ class SFTTrainer:
         train: ConversationData,
         validation: ConversationData | None,
         tracker: Tracking,
+        checkpoint: Path | None = None,
     ) -> None:
+        """`checkpoint`: where the run goes on from."""
         self.config = config
         self.workers = workers
         self.train = train
         self.validation = validation
         self.tracker = tracker
+        self.checkpoint = checkpoint
         self.checkpoints = CheckpointStore(config.trainer)
         self.step = 0  # finished optimiser steps
         self.saved: int | None = None  # the step of the newest checkpoint
@@ -124,12 +127,12 @@ class SFTTrainer:
         self.saved = self.step
 
     def restore(self) -> None:
-        """Continue from the checkpoint that `trainer.resume_mode` names, if there is one.
+        """Continue from the run's checkpoint, if it has one.
 
         Raises:
             UserError: it was made with other data or another batch size.
         """
-        folder = self.checkpoints.find()
+        folder = self.checkpoint
         if folder is None:
             return
         state = load_driver_state(folder)
