@@ -145,7 +145,7 @@ class TaskSetConfig:
 class EnvConfig:
     """`env.*`: the environment, its tasks, and how the agent talks to it."""
 
-    env_name: str = setting("sciworld/SciWorldEnv", "a registered environment")
+    env_name: str = setting("sciworld/SciWorldEnv", "a registered environment", open=True)
     seed: int = setting(
         0, "of the order in which training tasks are drawn", least=0, most=2**32 - 1
     )
@@ -165,4 +165,6 @@ class EnvConfig:
     val: dict[str, TaskSetConfig] = setting(
         {}, "validation sets by a name of your choice", harmless=True
     )
-    options: dict[str, Any] = setting({}, "the environment's own settings, checked by its package")
+    options: dict[str, Any] = setting(
+        {}, "the environment's own settings, checked by its package", open=True
+    )

@@ -140,6 +140,8 @@ def import_object(path: str) -> Any:
     """The object at "module:attribute". Raises ValueError when it cannot be imported."""
     module_name, _, attribute = path.partition(":")
     try:
+        if not attribute:
+            raise ImportError("it names no object")  # before the module's code is run
         return getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"cannot import '{path}': {error}") from error

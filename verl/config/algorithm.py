@@ -35,7 +35,7 @@ class EntropyControlConfig:
         choices=("epo",),
         open=True,
     )
-    options: dict[str, Any] = setting({}, "of a control of your own; EPO: epo.*")
+    options: dict[str, Any] = setting({}, "of a control of your own; EPO: epo.*", open=True)
 
 
 @dataclass

@@ -21,7 +21,8 @@ class Limits(TypedDict, total=False):
     """What a value may be; in a list, every entry. None passes wherever the type allows it."""
 
     choices: Collection[str]
-    open: bool  # with `choices`: or an import path, which `resolve_choice` loads where it is needed
+    open: bool  # or an import path (in a dictionary: of an entry), loaded where it is needed
+    door: bool  # any value but an empty one lets code in, as an import path does (`config.doors`)
     least: float
     most: float
     above: float  # as `least`, but not the bound itself
@@ -45,6 +46,7 @@ class Facts:
     doc: str = ""
     choices: Collection[str] = ()
     open: bool = False
+    door: bool = False
     least: float | None = None
     most: float | None = None
     above: float | None = None
@@ -133,6 +135,15 @@ def _numbers(value: Any) -> Iterator[float]:
             yield from _numbers(entry)
     elif isinstance(value, int | float):
         yield value
+
+
+def leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The value under its key; of a dictionary every entry under its own."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from leaves(f"{key}.{name}", inner)
+    else:
+        yield key, value
 
 
 def check_fields(config: Any) -> None:

@@ -36,7 +36,7 @@ class ModelConfig:
         None, "today for the chat template, as 2026-01-31; null: the day the run was started"
     )
     trust_remote_code: bool = setting(
-        False, "run Python code that comes with the model", harmless=True
+        False, "run Python code that comes with the model", harmless=True, door=True
     )
     accept_untested: bool = setting(
         False,

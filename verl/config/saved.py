@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from verl.config.compose import compose_config, compose_sft_config, ppo_keys, sft_keys
-from verl.config.fields import settings
+from verl.config.doors import check_doors
+from verl.config.fields import leaves, settings
 from verl.config.keys import ConfigKeys
 from verl.config.root import PPOConfig
 from verl.config.sft import SFTConfig
@@ -21,30 +21,44 @@ logger = logging.getLogger(__name__)
 
 NOT_SET = "(not set)"
 KWARGS = "chat_template_kwargs"
+RUNTIME_ENV = "ray_kwargs.ray_init.runtime_env"
 
 
 def load_saved(path: Path, overrides: list[str]) -> tuple[DictConfig, PPOConfig]:
     """`path` is a run's `config.yaml`; `overrides` are `key=value` and win.
 
     Raises:
-        UserError: the file is missing, or holds or is given a key or value that does not fit.
+        UserError: the file is missing, holds or is given a key or value that does not fit, or has
+            strange code run that the overrides do not ask for.
     """
+    merged, typed = _load_ppo(path, overrides)
+    given = OmegaConf.to_container(OmegaConf.from_dotlist(overrides))
+    check_doors(typed, {name.removeprefix(".") for name, _ in leaves("", given)}, path)
+    return merged, typed
+
+
+def load_saved_ppo(path: Path) -> PPOConfig:
+    """A run's `config.yaml` as it is: to compare with another, not to run."""
+    return _load_ppo(path, [])[1]
+
+
+def load_saved_sft(path: Path) -> SFTConfig:
+    """The same of a run of main_sft."""
+    config, _ = compose_sft_config(["model.path=saved", "data.train_files=[saved]"])
+    _open(config, f"model.{KWARGS}", RUNTIME_ENV)
+    _, typed = _merged(config, path, [], sft_keys())
+    assert isinstance(typed, SFTConfig)
+    return typed
+
+
+def _load_ppo(path: Path, overrides: list[str]) -> tuple[DictConfig, PPOConfig]:
     config, _ = compose_config(["actor_rollout_ref.model.path=saved"])  # a stand-in, replaced below
     # Free-form keys: the saved ones replace the preset's, and overrides may add to them.
-    _open(config, "env.val", "env.options", "algorithm.entropy_control.options")
+    _open(config, "env.val", "env.options", "algorithm.entropy_control.options", RUNTIME_ENV)
     _open(config, f"actor_rollout_ref.model.{KWARGS}", f"critic.model.{KWARGS}")
     merged, typed = _merged(config, path, overrides, ppo_keys())
     assert isinstance(typed, PPOConfig)
     return merged, typed
-
-
-def load_saved_sft(path: Path) -> SFTConfig:
-    """The same of a run of main_sft, as it is."""
-    config, _ = compose_sft_config(["model.path=saved", "data.train_files=[saved]"])
-    _open(config, f"model.{KWARGS}")
-    _, typed = _merged(config, path, [], sft_keys())
-    assert isinstance(typed, SFTConfig)
-    return typed
 
 
 def _open(config: DictConfig, *keys: str) -> None:
@@ -100,16 +114,8 @@ def _entries(config: Any) -> dict[str, tuple[Any, bool]]:
     return {
         name: (leaf, facts.harmless)
         for key, value, facts in settings(config)
-        for name, leaf in _leaves(key, value)
+        for name, leaf in leaves(key, value)
     }
-
-
-def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _leaves(f"{key}.{name}", inner)
-    else:
-        yield key, value
 
 
 def _leave_out_what_is_gone(saved: Any, path: Path, keys: ConfigKeys, prefix: str = "") -> None:

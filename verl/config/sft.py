@@ -37,7 +37,7 @@ class SFTDataConfig:
         0.0, "share of each target that is spread over the vocabulary", least=0, below=1
     )
     augment: str | None = setting(
-        None, "import path of f(messages, rng) -> messages; anew every epoch"
+        None, "import path of f(messages, rng) -> messages; anew every epoch", open=True
     )
     max_length: int = setting(2048, "tokens of a conversation", least=2)
     truncation: str = setting(

@@ -118,11 +118,13 @@ class RunConfig(SessionConfig):
 
 @dataclass
 class RayInitConfig:
-    address: str | None = setting(None, "an existing cluster; null: start one here", harmless=True)
+    address: str | None = setting(
+        None, "an existing cluster; null: start one here", harmless=True, door=True
+    )
     num_cpus: int | None = setting(
         None, "logical CPUs of a cluster started here; default: enough", least=1, harmless=True
     )
-    runtime_env: dict[str, Any] = setting({}, "Ray's runtime environment", harmless=True)
+    runtime_env: dict[str, Any] = setting({}, "Ray's runtime environment", harmless=True, door=True)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from verl.config.entropy_control import build_plugin
 from verl.config.machine import check_machine
 from verl.config.plan import RunPlan, make_plan
 from verl.config.root import PPOConfig
-from verl.config.saved import load_saved
+from verl.config.saved import load_saved_ppo
 from verl.trainer.checkpoint import (
     CONFIG_FILE,
     CheckpointStore,
@@ -67,7 +67,7 @@ def training_run(config: PPOConfig, resolved: dict[str, Any]) -> Iterator[RayPPO
     checkpoint = store.find()
     changes = []
     if checkpoint is not None:
-        before = load_saved(checkpoint.parent / CONFIG_FILE, [])[1]
+        before = load_saved_ppo(checkpoint.parent / CONFIG_FILE)
         changes = changes_on_resume(run, checkpoint, before, config)
         if plan.has_critic:
             check_has_critic(checkpoint)

@@ -34,6 +34,8 @@ def load_object(path: str) -> Any:
     """The object at `package.module:name`. Raises UserError when there is none."""
     module_name, _, attribute = path.partition(":")
     try:
+        if not attribute:
+            raise ImportError("it names no object")  # before the module's code is run
         return getattr(importlib.import_module(module_name), attribute)
     except Exception as error:  # whatever the code of others raises
         raise UserError(

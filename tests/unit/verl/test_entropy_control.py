@@ -159,4 +159,5 @@ def test_a_runs_own_options_are_read_back(tmp_path):
     choice = [MINE, f"{KEY}.options.floor=0.75"]
     composed, run = compose_config(choice, "quickstart")
     OmegaConf.save(composed, tmp_path / "config.yaml")
-    assert load_saved(tmp_path / "config.yaml", ["epo.enable=false"])[1].algorithm == run.algorithm
+    read = load_saved(tmp_path / "config.yaml", [MINE, "epo.enable=false"])[1]
+    assert read.algorithm == run.algorithm
