@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 from types import ModuleType
 
-from reliability_parts import damage
+from reliability_parts import damage, endurance
 
 from verl.utils.logging import setup_logging
 
-SUBCOMMANDS: dict[str, ModuleType] = {"damage": damage}
+SUBCOMMANDS: dict[str, ModuleType] = {"damage": damage, "endurance": endurance}
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ import yaml
 from verl.config.trainer import RayInitConfig, SessionConfig
 from verl.trainer.checkpoint import CONFIG_FILE, load_driver_state
 from verl.utils.atomic import atomic_write_text
-from verl.utils.disk import refused
+from verl.utils.disk import NoRoomError, refused
 from verl.utils.errors import UserError
 from verl.utils.packages import installed_versions
 from verl.utils.sockets import socket_folder
@@ -110,14 +110,14 @@ def ray_cluster(
 
 @contextmanager
 def _keeping_logs(folder: Path, kept: Path) -> Iterator[None]:
-    """`folder` is Ray's. A mistake of the user's or Ctrl-C is no failure to look into."""
+    """`folder` is Ray's. Its logs tell nothing of a user's mistake, Ctrl-C or a full disk."""
     try:
         yield
-    except UserError:
+    except (UserError, NoRoomError):
         raise
     except Exception:
         shutil.rmtree(kept, ignore_errors=True)
-        with suppress(OSError, shutil.Error):  # the failure itself may be a full disk
+        with suppress(OSError, shutil.Error):  # the failure is what counts
             shutil.copytree(folder / "session_latest" / "logs", kept)
         raise
 

@@ -1,5 +1,6 @@
-"""Damaged checkpoints of every kind, through the product's own search, check and load."""
+"""Damaged checkpoints of every kind through the product's own search and load; long runs."""
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,17 @@ def test_the_measurement_sees_what_must_not_happen(damage, tmp_path, monkeypatch
     outcomes = {kind: next(iter(counts)) for kind, counts in counted.items()}
     as_saved, wrong, executed, _ = damage.OUTCOMES[2:]
     assert outcomes == {"code": executed, "none": as_saved, "other weights": wrong}
+
+
+def test_a_long_run_keeps_few_files_and_every_step_once(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from reliability_parts import endurance
+
+    parser = argparse.ArgumentParser()
+    endurance.add_arguments(parser)
+    options = parser.parse_args(["--steps=100", "--save-freq=5", "--episodes=2"])
+    rows = [endurance.measured(options, tmp_path, part) for part in range(10)]
+    assert [row[0] for row in rows] == [*range(12, 102, 10), 100]  # 2 steps are forgotten each time
+    # metrics, rollouts, pointer, and two checkpoints of a state and a manifest
+    assert {row[5] for row in rows} == {7}
+    endurance.check(options, tmp_path)
