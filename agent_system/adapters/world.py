@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 from itertools import cycle, islice
@@ -16,6 +17,7 @@ from agent_system.environments.tasks import TaskSampler
 from agent_system.types import Episode, Observation, SamplingParams, Task, Trajectory
 from verl import DataProto
 from verl.config.root import PPOConfig
+from verl.utils.errors import UserError
 from verl.workers.interfaces import AgentWorld, TaskSet
 from verl.workers.model_loading import load_chat_template, load_tokenizer
 
@@ -100,10 +102,23 @@ class World(AgentWorld[Trajectory]):
         )
 
     def to_data_proto(self, trajectories: list[Trajectory]) -> DataProto:
+        """See `agent_system.adapters.rows`. Raises UserError when no episode came to a turn."""
+        if not any(trajectory.turns for trajectory in trajectories):
+            raise UserError(self._nothing_played(trajectories))
         return to_data_proto(
             trajectories,
             pad_token_id=self._pad_token_id,
             context_kind=self._config.env.context.kind,
+        )
+
+    def _nothing_played(self, trajectories: list[Trajectory]) -> str:
+        reasons = Counter(trajectory.reason for trajectory in trajectories)
+        told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        logs = self._config.env.pool.log_dir or f"{self._config.trainer.default_local_dir}/env_logs"
+        return (
+            f"no episode of this step came to its first turn ({told or 'none was played'}), so "
+            f"there is nothing to train on; see {logs} for the reason; when it is mended, run the "
+            "same command again, which goes on from the last checkpoint"
         )
 
     def metrics(self, trajectories: list[Trajectory]) -> dict[str, float]:

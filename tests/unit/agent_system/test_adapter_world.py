@@ -1,11 +1,14 @@
 """The driver's world: a checkpoint's state fits the environment and the tasks, or is refused."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from agent_system.adapters.world import World, one_episode_each
 from agent_system.config import EnvConfig, TaskSetConfig
 from agent_system.types import Task
 from verl.config.root import PPOConfig
+from verl.utils.errors import UserError
 
 from ...families import family
 
@@ -77,3 +80,13 @@ def test_sample_prompts_have_the_date_that_they_are_given(tmp_path):
     for date, written in (("2026-01-31", "31 Jan 2026"), ("2026-02-01", "01 Feb 2026")):
         texts = tokenizer.batch_decode(world.sample_prompts(2, date))
         assert [f"Today: {written}" in text for text in texts] == [True, True]
+
+
+def test_a_step_in_which_every_episode_is_lost_ends_in_a_sentence():
+    world = make_world()
+    lost = [
+        SimpleNamespace(turns=[], reason=reason)
+        for reason in ("env_error", "env_error", "overlong")
+    ]
+    with pytest.raises(UserError, match=r"first turn \(2 env_error, 1 overlong\).*/env_logs"):
+        world.to_data_proto(lost)
