@@ -19,7 +19,7 @@ from verl.single_controller.ray.base import (
     create_colocated_worker_cls,
 )
 from verl.single_controller.ray.resource_pool import _ip_sort_key
-from verl.utils.errors import UserError
+from verl.utils.errors import UserError, WorkerDiedError
 
 pytestmark = pytest.mark.slow
 
@@ -124,7 +124,9 @@ class TestFailures:
         assert time.monotonic() - start < 30
 
     def test_a_death_is_reported(self, failing):
-        with pytest.raises(RayActorError):
+        with pytest.raises(
+            WorkerDiedError, match=r"rank 1 died during fail_on_rank_one \(its process"
+        ):
             failing.fail_on_rank_one("die")
 
     def test_a_constructor_error_names_its_cause(self):

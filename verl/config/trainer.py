@@ -77,6 +77,26 @@ class SessionConfig:
         "run folder: configuration, metrics, checkpoints and whatever else is written",
         harmless=True,
     )
+    max_restarts: int = setting(
+        1,
+        "times that a run whose training rank died starts its workers anew and goes on from its "
+        "last checkpoint, before it ends",
+        least=0,
+        harmless=True,
+    )
+    stall_warning_s: float = setting(
+        120.0,
+        "seconds of waiting for workers after which it is said for whom, and whether they answer",
+        above=0,
+        harmless=True,
+    )
+    stall_limit_s: float = setting(
+        600.0,
+        "further seconds after which a worker that does not answer is killed; one that answers may "
+        "work for as long as it takes",
+        above=0,
+        harmless=True,
+    )
     cpu_threads_per_worker: int = setting(1, "torch threads of each worker", least=1, harmless=True)
 
 

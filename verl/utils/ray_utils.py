@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
+
+from verl.utils.errors import REASON_CHARS
 
 # Ray hides the devices of other workers, unless one of these switches it off for an accelerator.
 _NOSET_VISIBLE_DEVICES = (
@@ -35,3 +39,13 @@ def parallel_put(data_list: list[Any], max_workers: int | None = None) -> list[r
     assert len(data_list) > 0, "data_list must not be empty"
     with ThreadPoolExecutor(max_workers or min(len(data_list), _MAX_PUT_THREADS)) as pool:
         return list(pool.map(ray.put, data_list))
+
+
+def death_reason(error: RayActorError) -> str:
+    """Why an actor died, as far as Ray knows, in half a sentence."""
+    text = str(error)
+    if "killed by `ray.kill`" in text:
+        return "it did not answer and was killed"
+    if "End of file" in text and "exit detail" in text:  # Ray's word for a process that is gone
+        return "its process ended: killed, out of memory (see the system's log), or crashed"
+    return textwrap.shorten(text.rpartition("exit detail: ")[2], REASON_CHARS, placeholder=" ...")

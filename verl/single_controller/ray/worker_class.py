@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-import ray
 from ray.actor import ActorClass, ActorHandle
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from verl.single_controller.base import ClassWithInitArgs
 from verl.single_controller.ray.resource_pool import Place
+from verl.utils.patience import actor_class
 
 
 class RayClassWithInitArgs(ClassWithInitArgs):
     """A worker class, plain or decorated with ``@ray.remote``, and its constructor's arguments."""
 
     def __init__(self, cls: Any, *args: Any, **kwargs: Any) -> None:
-        remote_cls = cls if isinstance(cls, ActorClass) else ray.remote(cls)
-        super().__init__(remote_cls, *args, **kwargs)
+        options: dict[str, Any] = {}
+        if isinstance(cls, ActorClass):
+            decorated: Any = cls
+            options, cls = decorated._default_options, decorated.__ray_actor_class__
+        super().__init__(actor_class(cls, **options), *args, **kwargs)
 
     @property
     def raw_cls(self) -> type:

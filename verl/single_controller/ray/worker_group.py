@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tensordict import TensorDict
 
@@ -17,7 +18,11 @@ from verl.single_controller.base.decorator import Execute, Registration
 from verl.single_controller.base.rendezvous import find_free_port
 from verl.single_controller.ray.resource_pool import Place, RayResourcePool
 from verl.single_controller.ray.worker_class import RayClassWithInitArgs
-from verl.utils.ray_utils import parallel_put
+from verl.utils.errors import WorkerDiedError
+from verl.utils.patience import Patience, Peer
+from verl.utils.ray_utils import death_reason, parallel_put
+
+_PROBE_S = 300.0  # for a task on another node to start and end
 
 
 def _free_address() -> tuple[str, str]:
@@ -30,14 +35,14 @@ def _meeting_point(node_id: str) -> tuple[str, str]:
         return _free_address()
     on_node = NodeAffinitySchedulingStrategy(node_id, soft=False)
     probe = ray.remote(num_cpus=0)(_free_address).options(scheduling_strategy=on_node)
-    return ray.get(probe.remote())
+    return ray.get(probe.remote(), timeout=_PROBE_S)
 
 
 class RayWorkerGroup(WorkerGroup):
     """Starts one actor on each place of a pool and calls them together.
 
     An exception in a worker is raised by the call that caused it, with the worker's traceback, even
-    while other workers are still busy. A worker that died raises ``ray.exceptions.RayActorError``.
+    while other workers are still busy. A worker that died raises ``WorkerDiedError``.
     """
 
     def __init__(
@@ -50,6 +55,7 @@ class RayWorkerGroup(WorkerGroup):
         device_name: str | None = None,
         worker_env: dict[str, str] | None = None,
         colocated_key: str | None = None,
+        patience: Patience | None = None,
     ) -> None:
         """Start workers on `resource_pool`, or take over those given.
 
@@ -59,6 +65,7 @@ class RayWorkerGroup(WorkerGroup):
             device_name: ``cuda``, ``npu`` or ``cpu``; by default what the pool holds.
             worker_env: environment variables of the worker processes.
             colocated_key: which of several colocated workers this group talks to.
+            patience: with workers that are busy or stuck.
 
         Raises:
             ValueError: `worker_env` sets a variable that the group itself sets.
@@ -70,6 +77,8 @@ class RayWorkerGroup(WorkerGroup):
         self.name_prefix = name_prefix or uuid.uuid4().hex[:6]
         self.device_name = device_name
         self._colocated_key = colocated_key
+        self._patience = patience or Patience()
+        self._is_up = False  # until every worker has answered once
         if worker_handles is not None:
             self._workers = list(worker_handles)
         else:
@@ -126,6 +135,7 @@ class RayWorkerGroup(WorkerGroup):
                 worker_handles=self._workers,
                 device_name=self.device_name,
                 colocated_key=key,
+                patience=self._patience,
             )
             for key in prefix_set
         }
@@ -158,21 +168,41 @@ class RayWorkerGroup(WorkerGroup):
         def sent(value: Any) -> Any:
             return stored.get(id(value), value)
 
-        return ray.get(
-            [
-                self._call(
-                    worker,
-                    method_name,
-                    tuple(map(sent, call_args)),
-                    {key: sent(value) for key, value in call_kwargs.items()},
-                )
-                for worker, (call_args, call_kwargs) in zip(self._workers, calls, strict=True)
-            ]
-        )
+        answers = [
+            self._call(
+                worker,
+                method_name,
+                tuple(map(sent, call_args)),
+                {key: sent(value) for key, value in call_kwargs.items()},
+            )
+            for worker, (call_args, call_kwargs) in zip(self._workers, calls, strict=True)
+        ]
+        return self._results(answers, method_name)
 
     def execute_rank_zero_sync(self, method_name: str, *args: Any, **kwargs: Any) -> Any:
         """Call a method of rank 0, registered or not, and return its result."""
-        return ray.get(self._call(self._workers[0], method_name, args, kwargs))
+        answer = self._call(self._workers[0], method_name, args, kwargs)
+        return self._results([answer], method_name)[0]
+
+    def _results(self, answers: list[ray.ObjectRef], method: str) -> list:
+        """Of the first workers, in rank order; the first error is raised at once."""
+        left = {
+            answer: Peer(f"training rank {rank}", worker, starts=not self._is_up)
+            for rank, (answer, worker) in enumerate(zip(answers, self._workers, strict=False))
+        }
+        while left:
+            answer = self._patience.first(left, method)
+            peer = left.pop(answer)
+            try:
+                ray.get(answer)
+            except RayActorError as error:
+                if isinstance(error, RayTaskError) or error.actor_init_failed:
+                    raise  # its own mistake
+                raise WorkerDiedError(
+                    f"{peer.name} died during {method} ({death_reason(error)})"
+                ) from error
+        self._is_up = True
+        return ray.get(answers)
 
     def _call(self, worker: ActorHandle, method: str, args: tuple, kwargs: dict) -> ray.ObjectRef:
         if self._colocated_key is None:

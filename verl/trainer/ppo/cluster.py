@@ -18,6 +18,7 @@ from verl.single_controller.ray.base import (
 )
 from verl.trainer.ppo.placement import rollout_placements, trainer_pool
 from verl.trainer.session import worker_environment
+from verl.utils.patience import Patience
 from verl.workers.fsdp_workers import CriticWorker, PolicyWorker
 from verl.workers.interfaces import AgentWorld
 from verl.workers.rollout.rollout_workers import RolloutWorkers
@@ -95,6 +96,7 @@ def start_trainers(
         ray_cls_with_init=create_colocated_worker_cls(class_dict=classes),
         device_name=plan.device,
         worker_env=worker_environment(config.trainer.cpu_threads_per_worker),
+        patience=Patience.of(config.trainer),
     )
     trainers = group.spawn(prefix_set=classes.keys())
     steps = {"actor": total_steps - config.trainer.critic_warmup, "critic": total_steps}

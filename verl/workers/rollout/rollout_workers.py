@@ -15,12 +15,13 @@ from ray.actor import ActorHandle
 
 from verl.config.plan import RunPlan
 from verl.config.root import PPOConfig
+from verl.utils.patience import Patience, actor_class
 from verl.workers.interfaces import Episode, RolloutWorker, Trajectory
 from verl.workers.rollout.accounting import engine_metrics
 from verl.workers.rollout.base import SamplingSettings
 from verl.workers.rollout.worker_handle import CONTROL, WORKER_LOST, WorkerHandle
 
-CLOSE_S = 30.0  # what a worker has to close by itself
+CLOSE_S = 10.0  # what a worker has to close by itself
 
 # What is logged here: name, unit, how the values of a step become one, meaning.
 METRICS = (("rollout/worker_restarts", "workers", "sum", "that died and were started anew"),)
@@ -51,22 +52,22 @@ class RolloutWorkers:
         # A worker of an existing cluster may stand in another folder than this process.
         run_dir = Path(config.trainer.default_local_dir).absolute()
         config = replace(config, trainer=replace(config.trainer, default_local_dir=str(run_dir)))
+        self._patience = Patience.of(config.trainer)
         self._handles = []
         for rank, placement in enumerate(placements):
-            # Ray's overloads do not have concurrency groups
-            as_actor = ray.remote(concurrency_groups={CONTROL: 1})  # pyright: ignore[reportCallIssue]
-            actor_class = as_actor(worker_class).options(
+            options = actor_class(worker_class, concurrency_groups={CONTROL: 1}).options(
                 num_cpus=placement.num_cpus,
                 num_gpus=placement.num_gpus,
                 scheduling_strategy=placement.strategy,
                 runtime_env={"env_vars": env_vars | placement.env_vars},
             )
-            make_actor = partial(actor_class.remote, config, plan, rank)
+            make_actor = partial(options.remote, config, plan, rank)
             self._handles.append(
                 WorkerHandle(
                     f"rollout worker {rank}",
                     make_actor,
                     advice=what_to_do(run_dir / f"rollout_{rank:03d}.log"),
+                    patience=self._patience,
                 )
             )
         self._collect_seconds = 0.0  # since the last `metrics`
@@ -83,7 +84,7 @@ class RolloutWorkers:
     def wait_until_started(self) -> None:
         """Returns when every engine and every environment slot is up."""
         for handle in self._handles:
-            ray.get(handle.ready)
+            handle.wait_until_started()
 
     def update_weights(self, update: ray.ObjectRef) -> None:
         """Every engine samples from `update`, a `WeightUpdate`, from now on. An engine that sleeps
@@ -215,12 +216,12 @@ class RolloutWorkers:
         awaited = {begin(handle): handle for handle in left}
         try:
             while awaited:
-                (source,), _ = ray.wait(list(awaited), num_returns=1)
+                peers = {source: handle.peer(source) for source, handle in awaited.items()}
+                source = self._patience.first(peers, "episodes")
                 handle = awaited[source]
                 try:
-                    # a stream too is an ObjectRef in the types of ray.wait
-                    ref = source if source is handle.ready else next(source)  # pyright: ignore[reportArgumentType]
-                    result = ray.get(ref)
+                    ref = source if source is handle.ready else next(source)
+                    result: Any = ray.get(ref)
                 except StopIteration:
                     del awaited[source]
                     continue

@@ -12,6 +12,8 @@ from ray.actor import ActorHandle
 from ray.exceptions import ObjectLostError, RayActorError
 
 from verl.utils.errors import UserError, root_cause
+from verl.utils.patience import Patience, Peer
+from verl.utils.ray_utils import death_reason
 from verl.workers.interfaces import Episode
 from verl.workers.rollout.base import SamplingSettings
 from verl.workers.rollout.supervised import WeightsLostError
@@ -34,11 +36,19 @@ class WorkerHandle:
     may run the methods of an actor in another order than they are called.
     """
 
-    def __init__(self, name: str, make_actor: Callable[[], ActorHandle], *, advice: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        make_actor: Callable[[], ActorHandle],
+        *,
+        advice: str,
+        patience: Patience,
+    ) -> None:
         """`advice`: what the user can do about a worker that dies again and again."""
         self._name = name
         self._make_actor = make_actor
         self._advice = advice
+        self._patience = patience
         self._closing = threading.Lock()  # after close() no actor is made
         self._closed = False
         self._weights: Callable[[], tuple[ray.ObjectRef, ...]] = tuple  # none before the first
@@ -51,6 +61,13 @@ class WorkerHandle:
         self.actor = self._make_actor()
         self.ready = self.actor.start.remote(*self._weights())
 
+    def peer(self, answer: Any) -> Peer:
+        """The worker as the one who is waited for, for `answer`."""
+        return Peer(self._name, self.actor, starts=answer is self.ready)
+
+    def wait_until_started(self) -> None:
+        self._patience.result(self.ready, self.peer(self.ready), "start")
+
     def call(self, method: str, *args: Any) -> ray.ObjectRef:
         return getattr(self.actor, method).remote(*args)
 
@@ -61,14 +78,15 @@ class WorkerHandle:
         """
         while True:
             try:
-                return ray.get(answer)
+                return self._patience.result(answer, self.peer(answer), method)
             except WORKER_LOST as error:
                 answer = self._ask_successor(error, method, *args)
 
     def _ask_successor(self, error: Exception, method: str, *args: Any) -> ray.ObjectRef:
         while True:
             try:
-                ray.get(self.replace(error))
+                self.replace(error)
+                self.wait_until_started()
                 return self.call(method, *args)
             except WORKER_LOST as next_error:
                 error = next_error
@@ -97,7 +115,10 @@ class WorkerHandle:
             RuntimeError: the workers are closed.
         """
         # an error of the worker's own arrives as one whose text is the remote traceback
-        reason = root_cause(getattr(error, "cause", None) or error)
+        if isinstance(error, RayActorError):
+            reason = death_reason(error)
+        else:
+            reason = root_cause(getattr(error, "cause", None) or error)
         with self._closing:
             if self._closed:
                 raise RuntimeError("the rollout workers are closed") from error

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import ray
 from ray.actor import ActorHandle
+
+from verl.utils.patience import Patience, Peer
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class Receivers:
 
     workers: Sequence[ActorHandle]
     gpus_each: int
+    patience: Patience = field(default_factory=Patience)
 
     @property
     def gpus(self) -> int:
@@ -62,10 +64,11 @@ class RolloutClient:
         return {**init_info, "rank_offset": init_info["rank_offset"] + before}
 
     def _call(self, stage: str, payloads: Sequence[Any]) -> list[bool]:
-        workers = self._receivers.workers
-        return ray.get(
-            [
-                worker.transfer.remote(stage, payload)
-                for worker, payload in zip(workers, payloads, strict=True)
-            ]
-        )
+        answers = {
+            worker.transfer.remote(stage, payload): Peer(f"rollout worker {index}", worker)
+            for index, (worker, payload) in enumerate(
+                zip(self._receivers.workers, payloads, strict=True)
+            )
+        }
+        patience = self._receivers.patience
+        return [patience.result(answer, peer, stage) for answer, peer in answers.items()]

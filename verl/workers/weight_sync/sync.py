@@ -11,6 +11,7 @@ from verl.config.plan import RunPlan
 from verl.config.root import PPOConfig
 from verl.single_controller.ray.base import RayWorkerGroup
 from verl.utils.errors import UserError
+from verl.utils.patience import Patience
 from verl.workers.rollout.rollout_workers import RolloutWorkers
 from verl.workers.weight_sync.client import Receivers, RolloutClient
 
@@ -48,10 +49,11 @@ class TransferSync:
     actor: RayWorkerGroup
     rollouts: RolloutWorkers
     gpus_each: int
+    patience: Patience
     trainers_wait: bool  # for the rollout, instead of training meanwhile
 
     def sync(self, version: int) -> None:
-        receivers = Receivers(self.rollouts.workers, self.gpus_each)
+        receivers = Receivers(self.rollouts.workers, self.gpus_each, self.patience)
         if not RolloutClient(receivers).all_connected():
             self.actor.connect_rollouts(receivers)
         self.actor.send_weights(version)
@@ -78,5 +80,6 @@ def build_weight_sync(
         actor,
         rollouts,
         gpus_each=config.actor_rollout_ref.rollout.tensor_model_parallel_size,
+        patience=Patience.of(config.trainer),
         trainers_wait=config.trainer.async_steps == 0,
     )
