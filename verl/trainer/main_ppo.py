@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
 from verl.config.compose import compose_config, plain
+from verl.config.trainer import RunConfig
 from verl.trainer.cli import run_cli
+from verl.trainer.restarts import surviving_deaths
 from verl.trainer.run import training_run
 from verl.utils.report import summary_text, write_report
+from verl.utils.tracking import Tracking
 
 logger = logging.getLogger(__name__)
 
@@ -25,11 +29,17 @@ def main(arguments: list[str]) -> None:
         sys.stdout.write(OmegaConf.to_yaml(composed))
         return
     run_dir = Path(config.trainer.default_local_dir).absolute()
-    with training_run(config, plain(composed)) as trainer:
-        trainer.fit()
+    resolved = plain(composed)
+
+    def attempt(run: RunConfig) -> Tracking:
+        with training_run(replace(config, trainer=run), resolved) as trainer:
+            trainer.fit()
+        return trainer.tracker
+
+    tracker = surviving_deaths(config.trainer, attempt)
     write_report(run_dir)
     logger.info("\n%s", summary_text(run_dir))
-    trainer.tracker.check_complete()
+    tracker.check_complete()
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from verl.config.compose import compose_sft_config, plain
 from verl.config.plan import chat_date, resolve_device
 from verl.config.saved import load_saved_sft
 from verl.config.sft import SFTConfig
+from verl.config.trainer import SessionConfig
 from verl.single_controller.ray.base import (
     RayClassWithInitArgs,
     RayResourcePool,
@@ -33,13 +35,16 @@ from verl.trainer.checkpoint import (
     tell_changes,
 )
 from verl.trainer.cli import run_cli
+from verl.trainer.restarts import surviving_deaths
 from verl.trainer.run_folder import check_run_folder, open_run_folder
-from verl.trainer.session import open_tracker, ray_cluster, record_run, worker_environment
+from verl.trainer.session import open_tracker, record_run, run_session, worker_environment
 from verl.trainer.sft.batches import ConversationData
 from verl.trainer.sft.trainer import SFTTrainer
 from verl.trainer.sft.worker import SFTWorker
 from verl.utils.errors import UserError
 from verl.utils.importing import load_object
+from verl.utils.patience import Patience
+from verl.utils.tracking import Tracking
 from verl.workers.chat_check import check_chat, tell_chat_notes
 from verl.workers.chat_template import ChatTemplate
 from verl.workers.model_loading import load_causal_lm, load_chat_template
@@ -54,9 +59,14 @@ def main(arguments: list[str]) -> None:
     if options.cfg is not None:
         sys.stdout.write(OmegaConf.to_yaml(composed))
         return
-    with sft_run(config, plain(composed)) as trainer:
-        trainer.fit()
-    trainer.tracker.check_complete()
+    resolved = plain(composed)
+
+    def attempt(run: SessionConfig) -> Tracking:
+        with sft_run(replace(config, trainer=run), resolved) as trainer:
+            trainer.fit()
+        return trainer.tracker
+
+    surviving_deaths(config.trainer, attempt).check_complete()
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -96,11 +106,11 @@ def sft_run(config: SFTConfig, resolved: dict[str, Any]) -> Iterator[SFTTrainer]
         record = resolved | {"environment": environment}
         ranks, steps = run.nnodes * run.n_gpus_per_node, run.total_epochs * train.batches_per_epoch
         with (
-            ray_cluster(config.ray_kwargs.ray_init, ranks + 1, folder),
+            run_session(run, config.ray_kwargs.ray_init, ranks + 1, folder) as stop,
             open_tracker(run, record, folder, checkpoint) as tracker,
         ):
             workers = start_workers(config, device, steps)
-            yield SFTTrainer(config, workers, train, validation, tracker, checkpoint)
+            yield SFTTrainer(config, workers, train, validation, tracker, checkpoint, stop)
 
 
 def check_export_dir(folder: Path) -> None:
@@ -138,6 +148,7 @@ def start_workers(config: SFTConfig, device: str, total_steps: int) -> RayWorker
         ray_cls_with_init=RayClassWithInitArgs(ray.remote(SFTWorker), config, runtime),
         device_name=device,
         worker_env=worker_environment(run.cpu_threads_per_worker),
+        patience=Patience.of(run),
     )
     workers.init_model(total_steps)
     return workers

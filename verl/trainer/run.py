@@ -26,7 +26,7 @@ from verl.trainer.checkpoint import (
 from verl.trainer.ppo.cluster import process_count, start_workers
 from verl.trainer.ppo.ray_trainer import RayPPOTrainer, total_training_steps
 from verl.trainer.run_folder import check_run_folder, open_run_folder
-from verl.trainer.session import open_tracker, ray_cluster, record_run
+from verl.trainer.session import open_tracker, record_run, run_session
 from verl.utils.importing import resolve_choice
 from verl.workers.chat_check import tell_chat_notes
 from verl.workers.interfaces import AgentWorld
@@ -89,11 +89,13 @@ def training_run(config: PPOConfig, resolved: dict[str, Any]) -> Iterator[RayPPO
         )
         regularizer, steps = plugin.regularizer if plugin else None, total_training_steps(config)
         with (
-            ray_cluster(config.ray_kwargs.ray_init, process_count(config, plan), folder),
+            run_session(
+                run, config.ray_kwargs.ray_init, process_count(config, plan), folder
+            ) as stop,
             closing(start_workers(config, plan, world, regularizer, steps)) as workers,
             open_tracker(run, record, folder, checkpoint) as tracker,
         ):
-            yield RayPPOTrainer(config, plan, world, workers, plugin, tracker, checkpoint)
+            yield RayPPOTrainer(config, plan, world, workers, plugin, tracker, checkpoint, stop)
 
 
 def run_bytes(config: PPOConfig, plan: RunPlan) -> int:

@@ -8,7 +8,9 @@ import logging
 import os
 import platform
 import shutil
+import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
@@ -20,6 +22,9 @@ import yaml
 
 from verl.config.trainer import RayInitConfig, SessionConfig
 from verl.trainer.checkpoint import CONFIG_FILE, load_driver_state
+from verl.trainer.cluster_watch import end, own_agents, watched_cluster
+from verl.trainer.endings import telling_what_stands
+from verl.trainer.stop_requests import StopRequests
 from verl.utils.atomic import atomic_write_text
 from verl.utils.disk import NoRoomError, refused
 from verl.utils.errors import UserError
@@ -74,6 +79,21 @@ def _write_keeping(path: Path, text: str) -> None:
 
 
 @contextmanager
+def run_session(
+    run: SessionConfig, cluster: RayInitConfig, processes: int, folder: Path
+) -> Iterator[StopRequests]:
+    """Ray, as `ray_cluster`; a request to stop and a cluster that dies are raised in the block, and
+    whatever ends it says from where the run can go on."""
+    with (
+        StopRequests() as stop,
+        telling_what_stands(run),
+        ray_cluster(cluster, processes, folder),
+        watched_cluster(stop.stop),
+    ):
+        yield stop
+
+
+@contextmanager
 def ray_cluster(
     config: RayInitConfig, processes: int, run_folder: Path | None = None
 ) -> Iterator[None]:
@@ -86,8 +106,11 @@ def ray_cluster(
         UserError: there is no cluster at the address.
     """
     options = {"runtime_env": config.runtime_env, "logging_level": logging.ERROR}
+    # else Ray prints a traceback of every call that nobody waits for any more
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+    on_terminate = signal.getsignal(signal.SIGTERM)
     with ExitStack() as stack:
-        stack.callback(ray.shutdown)
+        stack.callback(_shut_down)
         if config.address is not None:
             _join(config.address, options)
         else:
@@ -95,7 +118,7 @@ def ray_cluster(
             folder = stack.enter_context(temporary_folder(_ray_parent()))
             if run_folder is not None:
                 stack.enter_context(_keeping_logs(folder, run_folder / RAY_LOGS))
-            stack.callback(ray.shutdown)  # before the folder goes
+            stack.callback(_shut_down)  # before the folder goes
             # "local": a RAY_ADDRESS in the environment must not decide where a run goes
             ray.init(
                 address="local",
@@ -105,7 +128,15 @@ def ray_cluster(
                 _system_config=dict(NO_TASK_EVENTS),  # Ray writes into it
                 **options,
             )
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_terminate)  # Ray has put its own, which aborts
         yield
+
+
+def _shut_down() -> None:
+    agents = own_agents()
+    ray.shutdown()
+    end(agents)
 
 
 @contextmanager

@@ -33,6 +33,8 @@ QUIET_LIBRARIES = (
     "urllib3",
     "wandb",
 )
+# `extra` of a record that is not for the console: a traceback, Ray's own words.
+FILE_ONLY = {"file_only": True}
 SECONDS_BETWEEN_LINES = 20.0  # of a progress bar that is not on a terminal
 
 
@@ -40,6 +42,8 @@ class ConsoleHandler(logging.Handler):
     """Writes to stderr without breaking a progress bar that is on screen."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "file_only", False):
+            return
         try:
             tqdm.write(self.format(record), file=sys.stderr)
         except (OSError, ValueError):  # a closed or broken pipe must not stop training
@@ -120,6 +124,13 @@ def setup_logging(
     for name in QUIET_LIBRARIES:
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.captureWarnings(True)
+
+
+def log_file() -> Path | None:
+    """The file that logging goes to, once `setup_logging` was given one."""
+    handlers = logging.getLogger().handlers
+    files = [h.baseFilename for h in handlers if isinstance(h, RunLogHandler)]
+    return Path(files[0]) if files else None
 
 
 def progress(

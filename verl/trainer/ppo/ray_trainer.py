@@ -28,6 +28,7 @@ from verl.trainer.ppo.metrics import cost_metrics, data_metrics, sampling_metric
 from verl.trainer.ppo.rollout_log import RolloutLog
 from verl.trainer.ppo.rollout_pipeline import Rollout, RolloutPipeline
 from verl.trainer.ppo.validation import Validator
+from verl.trainer.stop_requests import StopRequests, saving_when_stopped
 from verl.utils.errors import UserError, root_cause
 from verl.utils.logging import progress
 from verl.utils.timing import PhaseTimer
@@ -63,6 +64,7 @@ class RayPPOTrainer:
         plugin: Plugin | None,
         tracker: Tracking,
         checkpoint: Path | None = None,
+        stop: StopRequests | None = None,
     ) -> None:
         """`checkpoint`: where the run goes on from."""
         self.config = config
@@ -72,6 +74,7 @@ class RayPPOTrainer:
         self.plugin = plugin
         self.tracker = tracker
         self.checkpoint = checkpoint
+        self.stop = stop or StopRequests()
         self.total_steps = total_training_steps(config)
         self.step = 0  # finished training steps
         self.saved: int | None = None  # the step of the newest checkpoint
@@ -99,8 +102,9 @@ class RayPPOTrainer:
             self.track(self.validate())
         if run.val_only:
             return
-        for _ in progress(range(self.step, self.total_steps), "training"):
-            self.train_step()
+        with saving_when_stopped(self):
+            for _ in progress(range(self.step, self.total_steps), "training"):
+                self.train_step()
         if self.step > restored and self.saved != self.step:
             self.save()
         if run.val_after_train and not self.is_due(run.test_freq):
@@ -108,9 +112,16 @@ class RayPPOTrainer:
             self.track(self.validate())
 
     def train_step(self) -> None:
-        """One rollout and the updates on it."""
+        """One rollout and the updates on it. SIGTERM drops a rollout, and waits for the updates."""
         with self.timer("step"):
             rollout = self.collect()
+        with self.stop.postponed():
+            self.train_on(rollout)
+
+    def train_on(self, rollout: Rollout) -> None:
+        """The step's updates, then whatever is due after it."""
+        self.rollout_log.write("train", self.step + 1, rollout.trajectories)
+        with self.timer("step"):
             self.release_engines()
             batch = self.score(self.world.to_data_proto(rollout.trajectories))
             batch, metrics = self.add_advantages(batch)
@@ -133,9 +144,7 @@ class RayPPOTrainer:
     def collect(self) -> Rollout:
         """This step's rollout: played now, or waited for."""
         with self.timer("collect"):
-            rollout = self.pipeline.take(self.step)
-        self.rollout_log.write("train", self.step + 1, rollout.trajectories)
-        return rollout
+            return self.pipeline.take(self.step)
 
     def release_engines(self) -> None:
         """While this step trains, the next step's tasks are loaded, and played with async_steps=1;

@@ -75,10 +75,14 @@ class RolloutPipeline:
 
     def take(self, step: int) -> Rollout:
         """The rollout of `step`. An error of the background reaches the caller here."""
-        pending, self._pending = self._pending or self._draw(), None
+        # pending until it is played: one that is interrupted counts for nothing in a checkpoint
+        self._pending = pending = self._pending or self._draw()
         if pending.rollout is None:
-            return self._play(pending.episodes, step)
-        return pending.rollout.result()
+            rollout = self._play(pending.episodes, step)
+        else:
+            rollout = pending.rollout.result()
+        self._pending = None
+        return rollout
 
     def wait(self) -> None:
         """Returns when the engines are idle; the trajectories are kept. Raises as `take` does."""

@@ -11,6 +11,7 @@ from verl.config.sft import SFTConfig, last_epoch
 from verl.single_controller.base import WorkerGroup
 from verl.trainer.checkpoint import CheckpointStore, going_on_without_room, load_driver_state
 from verl.trainer.sft.batches import ConversationData, SFTBatch
+from verl.trainer.stop_requests import StopRequests, saving_when_stopped
 from verl.utils.errors import UserError
 from verl.utils.logging import progress
 from verl.utils.timing import PhaseTimer
@@ -37,6 +38,7 @@ class SFTTrainer:
         validation: ConversationData | None,
         tracker: Tracking,
         checkpoint: Path | None = None,
+        stop: StopRequests | None = None,
     ) -> None:
         """`checkpoint`: where the run goes on from."""
         self.config = config
@@ -46,23 +48,28 @@ class SFTTrainer:
         self.tracker = tracker
         self.checkpoint = checkpoint
         self.checkpoints = CheckpointStore(config.trainer)
+        self.stop = stop or StopRequests()
         self.step = 0  # finished optimiser steps
         self.saved: int | None = None  # the step of the newest checkpoint
 
     @property
-    def last_step(self) -> int:
+    def total_steps(self) -> int:
         return last_epoch(self.config.trainer) * self.train.batches_per_epoch
 
     def fit(self) -> None:
         """Train from the restored step to the last one, then save and export."""
         run = self.config.trainer
         self.restore()
-        with progress(total=self.last_step - self.step, description="cloning") as bar:
+        with (
+            saving_when_stopped(self),
+            progress(total=self.total_steps - self.step, description="cloning") as bar,
+        ):
             for epoch in range(
                 self.step // self.train.batches_per_epoch, last_epoch(self.config.trainer)
             ):
                 for batch in self.remaining_batches(epoch):
-                    self.train_step(batch, epoch)
+                    with self.stop.postponed():
+                        self.train_step(batch, epoch)
                     bar.update()
         if not self.is_due(run.test_freq):
             self.tracker.log(self.validate(), self.step)
