@@ -29,6 +29,7 @@ from verl.utils.atomic import atomic_write_text
 from verl.utils.disk import NoRoomError, refused
 from verl.utils.errors import UserError
 from verl.utils.packages import installed_versions
+from verl.utils.ray_access import check_token, loopback_only
 from verl.utils.sockets import socket_folder
 from verl.utils.temporary import FOLDER, temporary_folder
 from verl.utils.tracking import Tracking
@@ -99,11 +100,12 @@ def ray_cluster(
 ) -> Iterator[None]:
     """Join the cluster at `ray_kwargs.ray_init.address`, or start one here for as long as it takes.
 
-    A worker is a process, not a core: a cluster that is started here has logical room for all
-    `processes`. Its files are temporary; when the block fails, Ray's logs are kept in `run_folder`.
+    One that is started here is reached from this machine alone, and has logical room for all
+    `processes`: a worker is a process, not a core. Its files are temporary; when the block fails,
+    Ray's logs are kept in `run_folder`.
 
     Raises:
-        UserError: there is no cluster at the address.
+        UserError: there is no cluster at the address, or it asks for no token.
     """
     options = {"runtime_env": config.runtime_env, "logging_level": logging.ERROR}
     # else Ray prints a traceback of every call that nobody waits for any more
@@ -114,6 +116,7 @@ def ray_cluster(
         if config.address is not None:
             _join(config.address, options)
         else:
+            stack.enter_context(loopback_only())
             num_cpus = config.num_cpus or max(os.cpu_count() or 1, processes)
             folder = stack.enter_context(temporary_folder(_ray_parent()))
             if run_folder is not None:
@@ -221,3 +224,4 @@ def _join(address: str, options: dict[str, Any]) -> None:
             f"no Ray cluster answers at ray_kwargs.ray_init.address={address} "
             f"({error}); start one with `ray start --head`, or leave the address out"
         ) from error
+    check_token(address)
