@@ -87,7 +87,7 @@ class RolloutWorker:
             self._loop = LoopThread(name=self._name)
             resources.callback(self._loop.close)
             with self._environment_failures():
-                self._loop.run(self._wait_for_slots())
+                self._loop.run(_wait_for_slots(self._pool, config.env.pool.slots_per_worker))
             self._resources = resources.pop_all()
 
     def update_weights(self, update: WeightUpdate) -> None:
@@ -202,7 +202,9 @@ class RolloutWorker:
         log_dir = Path(pool.log_dir or self._run_dir / "env_logs")
         return replace(pool, log_dir=str(log_dir / self._name))
 
-    async def _wait_for_slots(self) -> None:
-        async with AsyncExitStack() as stack:
-            for _ in range(self._config.env.pool.slots_per_worker):
-                await stack.enter_async_context(self._pool.acquire())
+
+async def _wait_for_slots(pool: EnvPool, count: int) -> None:
+    """Returns when `count` slots are up."""
+    async with AsyncExitStack() as stack:
+        for _ in range(count):
+            await stack.enter_async_context(pool.acquire())

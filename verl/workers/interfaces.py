@@ -59,7 +59,8 @@ class RolloutWorker(Protocol):
     """Engine and environments in one process: the trainer starts it as a Ray actor.
 
     Its methods are described at `agent_system.adapters.rollout_worker.RolloutWorker`. Episodes and
-    sampling settings are those of its own world. `cancel` is called while `collect` runs.
+    sampling settings are those of its own world. `cancel` is called while `collect` runs: so none
+    of them is a coroutine, or Ray lets a call that waits for its turn hold up those behind it.
     """
 
     def __init__(self, config: PPOConfig, plan: RunPlan, rank: int) -> None: ...

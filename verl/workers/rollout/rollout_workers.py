@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
@@ -48,7 +49,12 @@ class RolloutWorkers:
         placements: Sequence[RolloutPlacement],
         env_vars: dict[str, str],
     ) -> None:
-        """One worker a placement; they boot in the background (`wait_until_started`)."""
+        """One worker a placement; they boot in the background (`wait_until_started`).
+
+        Raises:
+            TypeError: the class has coroutine methods.
+        """
+        _check_is_no_asyncio_actor(worker_class)
         # A worker of an existing cluster may stand in another folder than this process.
         run_dir = Path(config.trainer.default_local_dir).absolute()
         config = replace(config, trainer=replace(config.trainer, default_local_dir=str(run_dir)))
@@ -249,6 +255,21 @@ class RolloutWorkers:
         for group in groups.values():
             min(shares, key=len).extend(group)
         return shares
+
+
+def _check_is_no_asyncio_actor(worker_class: type[RolloutWorker]) -> None:
+    """In Ray's asyncio actors a call that waits for its turn blocks the thread that takes calls, so
+    that a `cancel` behind it never arrives."""
+    coroutines = [
+        name
+        for name, method in inspect.getmembers(worker_class)
+        if inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method)
+    ]
+    if coroutines:
+        raise TypeError(
+            f"{worker_class.__name__} has coroutine methods ({', '.join(coroutines)}), with which "
+            "Ray cannot cancel a rollout; make them functions of the module"
+        )
 
 
 def what_to_do(log: Path) -> str:
