@@ -9,11 +9,15 @@ from __future__ import annotations
 import argparse
 from types import ModuleType
 
-from reliability_parts import damage, endurance
+from reliability_parts import configurations, damage, endurance
 
 from verl.utils.logging import setup_logging
 
-SUBCOMMANDS: dict[str, ModuleType] = {"damage": damage, "endurance": endurance}
+SUBCOMMANDS: dict[str, ModuleType] = {
+    "configurations": configurations,
+    "damage": damage,
+    "endurance": endurance,
+}
 
 
 def main() -> None:

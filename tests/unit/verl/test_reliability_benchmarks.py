@@ -60,3 +60,28 @@ def test_a_long_run_keeps_few_files_and_every_step_once(tmp_path, monkeypatch):
     # metrics, rollouts, pointer, and two checkpoints of a state and a manifest
     assert {row[5] for row in rows} == {7}
     endurance.check(options, tmp_path)
+
+
+def test_any_override_is_accepted_or_refused_in_one_short_sentence(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from reliability_parts import configurations
+
+    monkeypatch.chdir(tmp_path)
+    accepted, _ = configurations.outcome_of([*configurations.ALWAYS, "algo=grpo"])
+    assert accepted == configurations.ACCEPTED  # so that what is refused is so for its overrides
+    counted, examples = configurations.measure(tmp_path, 60, seed=1)
+    assert examples == []
+    assert sum(outcomes[configurations.REFUSED] for outcomes in counted.values()) > 30
+
+
+def test_the_sweep_sees_a_raw_exception(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from reliability_parts import configurations
+
+    def broken(config):
+        raise OverflowError("too large")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("verl.trainer.run.check_values", broken)
+    outcome = configurations.outcome_of([*configurations.ALWAYS, "algo=grpo"])
+    assert outcome == (configurations.RAISED, "OverflowError: too large")
