@@ -85,3 +85,13 @@ def test_the_sweep_sees_a_raw_exception(tmp_path, monkeypatch):
     monkeypatch.setattr("verl.trainer.run.check_values", broken)
     outcome = configurations.outcome_of([*configurations.ALWAYS, "algo=grpo"])
     assert outcome == (configurations.RAISED, "OverflowError: too large")
+
+
+def test_no_episode_is_lost_to_what_an_environment_says(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from reliability_parts import hostile_env, observations
+
+    options = hostile_env.HostileOptions(long_every=20, long_chars=100_000)
+    counted = observations.measure(2, options)
+    assert (counted["observations"], counted["episodes"], counted["lost"]) == (200, 2, 0)
+    assert counted["cleaned"] > 100
