@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -31,6 +30,8 @@ from verl.config.root import PPOConfig
 from verl.config.trainer import RunConfig
 from verl.workers.rollout.rollout_workers import RolloutPlacement, RolloutWorkers
 from verl.workers.weight_sync import WeightUpdate, pack_weights
+
+from ..waiting import all_gone
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -132,13 +133,6 @@ def processes_of(worker):
     return psutil.Process(pid).children(recursive=True)
 
 
-def wait_until_gone(processes, seconds=15):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and any(p.is_running() for p in processes):
-        time.sleep(0.1)
-    return [p for p in processes if p.is_running()]
-
-
 def recomputed_log_probs(model, batch):
     """A plain forward over the rows: log softmax(logits / temperature) of each response token."""
     attention = batch["attention_mask"]
@@ -188,7 +182,7 @@ def test_a_rollout_through_ray_trains_on_what_was_sampled(cluster, model_path, t
     processes = processes_of(worker)
     assert processes
     ray.get(worker.close.remote())
-    assert wait_until_gone(processes) == []
+    assert all_gone(processes)
     ray.kill(worker)
 
 
@@ -197,7 +191,7 @@ def test_a_killed_worker_leaves_no_environment_process(cluster, model_path, tmp_
     processes = processes_of(worker)
     assert any("java" in process.name() for process in processes)
     ray.kill(worker)
-    assert wait_until_gone(processes) == []
+    assert all_gone(processes)
 
 
 def signature(trajectory):
@@ -241,9 +235,9 @@ def test_a_worker_killed_in_mid_rollout_changes_nothing(cluster, model_path, tmp
     assert [signature(t) for t in disturbed] == [signature(t) for t in undisturbed]
     assert {turn.weight_version for t in disturbed for turn in t.turns} == {5}
     assert group.metrics()["rollout/worker_restarts"] == 1
-    assert wait_until_gone(processes) == []
+    assert all_gone(processes)
 
     living = [process for rank in range(2) for process in processes_of(group.workers[rank])]
     group.sleep()
     group.close()
-    assert wait_until_gone(living) == []
+    assert all_gone(living)

@@ -4,9 +4,7 @@ import asyncio
 import os
 import re
 import signal
-import subprocess
 import sys
-import textwrap
 
 import psutil
 import pytest
@@ -15,6 +13,8 @@ from agent_system.config import PoolConfig
 from agent_system.environments.pool import EnvPool, EnvWorkerError
 from agent_system.environments.registry import get_env_package
 from agent_system.types import Task
+
+from ..waiting import all_gone, running_python
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -39,10 +39,6 @@ def family(pid):
 def java_of(pid):
     [java] = [process for process in family(pid) if "java" in process.name()]
     return java
-
-
-def all_gone(processes, seconds=15.0):
-    return not psutil.wait_procs(processes, timeout=seconds)[1]
 
 
 async def first_words(pool):
@@ -102,13 +98,8 @@ PARENT = """
 
 
 def test_a_killed_parent_leaves_no_simulator_behind():
-    parent = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(PARENT)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with parent:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with running_python(PARENT, env=environment) as parent:
         processes = family(int(parent.stdout.readline()))
         assert any("java" in process.name() for process in processes)
         parent.send_signal(signal.SIGKILL)

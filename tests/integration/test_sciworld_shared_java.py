@@ -6,7 +6,6 @@ import random
 import signal
 import subprocess
 import sys
-import textwrap
 from contextlib import suppress
 
 import psutil
@@ -14,8 +13,12 @@ import pytest
 
 from agent_system.config import PoolConfig
 from agent_system.environments.env_package.sciworld import PACKAGE
+from agent_system.environments.env_package.sciworld.shared_java import IN_A_CALL
+from agent_system.environments.env_package.sciworld.simulator import _writable_folder
 from agent_system.environments.pool import EnvPool, EnvWorkerError
 from agent_system.types import Task
+
+from ..waiting import all_gone, running_python, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -48,8 +51,30 @@ def java_processes(heap_mb=HEAP_MB):
     return found
 
 
-def all_gone(processes, seconds=15.0):
-    return not psutil.wait_procs(processes, timeout=seconds)[1]
+@pytest.fixture
+def suspend(pool):
+    """Suspends a process. One that a failed test leaves so would stay for ever, and spoil the next
+    test: it is killed, and the pool finds out."""
+    suspended = []
+
+    def suspend(process):
+        suspended.append(process)
+        process.suspend()
+
+    yield suspend
+    for process in suspended:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+            asyncio.run(play_together(pool, [FIND, FIND]))
+
+
+def is_in_a_call(java):
+    """Whether the one whose turn it is has marked that it calls this shared Java process."""
+    for turn in _writable_folder().glob(f"{os.getpid()}-*/*/turn"):
+        mark, pid, *_ = turn.read_bytes().split()
+        if int(pid) == java.pid:
+            return mark == IN_A_CALL
+    return False
 
 
 async def win(pool, task):
@@ -89,15 +114,15 @@ def test_a_process_that_dies_between_calls_costs_nobody_else(pool):
     assert java_processes() == java  # it is still the one from before
 
 
-def test_java_is_replaced_when_a_process_died_within_a_call(pool):
+def test_java_is_replaced_when_a_process_died_within_a_call(pool, suspend):
     async def die_within_a_call():
         async with pool.acquire() as first, pool.acquire() as second:
             await first.reset(FIND)
             await second.reset(FIND)
             [java] = java_processes()
-            java.suspend()  # the call does not come back
+            suspend(java)  # the call does not come back
             waiting = asyncio.create_task(first.step("look around"))
-            await asyncio.sleep(0.5)
+            await until(lambda: is_in_a_call(java))
             psutil.Process(first.pid).kill()
             with pytest.raises(EnvWorkerError):
                 await waiting
@@ -126,13 +151,13 @@ def test_the_death_of_java_fails_its_games_and_no_later_one(pool):
     assert asyncio.run(play_together(pool, [FIND, FIND])) == [True, True]
 
 
-def test_java_that_is_about_to_end_is_not_joined():
+def test_java_that_is_about_to_end_is_not_joined(suspend):
     heap_mb = HEAP_MB + 4
     first = shared_pool(2, 2, heap_mb)
     try:
         asyncio.run(play_together(first, [FIND, FIND]))
         [java] = java_processes(heap_mb)
-        java.suspend()  # the end of its input has come, and it has not noticed yet
+        suspend(java)  # the end of its input has come, and it has not noticed yet
     finally:
         first.close()
     second = shared_pool(2, 2, heap_mb)
@@ -142,8 +167,6 @@ def test_java_that_is_about_to_end_is_not_joined():
         assert all_gone([java])
     finally:
         second.close()
-        with suppress(psutil.NoSuchProcess):
-            java.kill()  # suspended, it would stay for ever
 
 
 def test_random_kills_lose_episodes_but_never_spoil_one(pool):
@@ -193,14 +216,8 @@ def test_processes_beyond_the_seats_get_another_java_process():
 
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
 def test_no_java_process_outlives_its_pool(signal_number):
-    parent = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(PARENT)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    with parent:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with running_python(PARENT, env=environment, stderr=subprocess.DEVNULL) as parent:
         assert parent.stdout.readline() == "up\n"
         java = java_processes(HEAP_MB + 2)
         assert len(java) == 1

@@ -4,7 +4,6 @@ import json
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import psutil
@@ -15,6 +14,7 @@ import yaml
 from verl.trainer.ppo.rollout_log import read_rollouts
 
 from ..runs import REPO, SMALL, UNVALIDATED, command, environment, run
+from ..waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -162,7 +162,7 @@ def test_a_killed_run_resumes_and_leaves_no_process(tmp_path):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    wait_for(lambda: (folder / "global_step_2").exists(), 300)
+    wait_until(lambda: (folder / "global_step_2").exists(), 300)
     names = {p: " ".join(p.cmdline()) for p in psutil.Process(process.pid).children(recursive=True)}
     assert any("environments.worker" in name for name in names.values())
     assert any("scienceworld" in name for name in names.values())  # its Java process
@@ -170,7 +170,7 @@ def test_a_killed_run_resumes_and_leaves_no_process(tmp_path):
     process.wait()
     # Ray's own agents notice a minute later that their cluster is gone
     ours = [p for p, name in names.items() if not name.startswith(RAY_AGENTS)]
-    wait_for(lambda: not any(is_alive(p) for p in ours), 60)
+    wait_until(lambda: not any(is_alive(p) for p in ours))
     done = train(folder, *options)
     assert done.returncode == 0, done.stderr[-4000:]
     assert [m["training/global_step"] for m in metrics(folder)] == [1, 2, 3, 4]
@@ -181,13 +181,6 @@ def is_alive(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-def wait_for(condition, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.2)
 
 
 def test_an_evaluation_repeats_the_last_validation(finished):

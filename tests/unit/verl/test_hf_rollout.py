@@ -19,6 +19,8 @@ from verl.workers.rollout.base import EngineDiedError
 from verl.workers.rollout.engines import build_engine
 from verl.workers.weight_sync import WeightUpdate, pack_weights
 
+from ...waiting import until
+
 MAX_LEN = 200
 PLAN = EnginePlan("hf", "cpu", torch.float32, MAX_LEN)
 
@@ -244,11 +246,12 @@ def test_running_requests_finish_on_the_old_weights(engine, model):
     changed["lm_head.weight"] = changed["model.embed_tokens.weight"]
 
     async def run(reload):
+        before = engine.stats()["generated_tokens"]
         running = [
             asyncio.ensure_future(engine.generate(prompt(i, 5), settings, trajectory_id=f"{i}"))
             for i in range(4)
         ]
-        await asyncio.sleep(0.02)
+        await until(lambda: engine.stats()["generated_tokens"] > before)
         if reload:
             await asyncio.to_thread(engine.load_weights, WeightUpdate(1, pack_weights(changed)))
         return await asyncio.gather(*running)
@@ -375,7 +378,7 @@ def test_a_cancelled_request_frees_its_row(tiny_model_path):
     async def run():
         long = SamplingParams(max_tokens=150, seed=0)
         task = asyncio.ensure_future(engine.generate(prompt(0, 5), long, trajectory_id="a"))
-        await asyncio.sleep(0.03)
+        await until(lambda: engine.stats()["generated_tokens"])
         task.cancel()
         short = SamplingParams(max_tokens=2, seed=0)
         return await asyncio.wait_for(

@@ -16,8 +16,11 @@ from verl.workers.rollout.base import EngineDiedError, Generation
 from verl.workers.rollout.supervised import EngineGaveUpError, SupervisedEngine, WeightsLostError
 from verl.workers.weight_sync import WeightUpdate
 
+from ...waiting import until
+
 UPDATE = WeightUpdate(7, {"w": ("uint8", (1,), np.zeros(1, np.uint8))})
 NEVER = 10**9
+PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -27,18 +30,23 @@ class Sampling:
 
 class FakeEngine:
     """Answers a request with its prompt and seed. Dies at its `dies_at`-th request, and with it
-    every open one fails."""
+    every open one fails. One that `waits` starts when `may_start` is set."""
 
-    def __init__(self, *, dies_at=NEVER, delay_s=0.0, start_s=0.0, fails_to=()):
+    def __init__(self, *, dies_at=NEVER, delay_s=0.0, start_s=0.0, waits=False, fails_to=()):
         self.dies_at, self.delay_s, self.start_s, self.fails_to = (
             dies_at, delay_s, start_s, fails_to,
         )  # fmt: skip
+        self.starts, self.may_start = threading.Event(), threading.Event()
+        if not waits:
+            self.may_start.set()
         self.started = self.closed = self.dead = self.asleep = False
         self.version = 0
         self.loaded = []
         self.requests, self.cancelled, self.released = [], [], []
 
     def start(self):
+        self.starts.set()
+        assert self.may_start.wait(PATIENCE_S), "the others did not get on"
         time.sleep(self.start_s)
         if "start" in self.fails_to:
             raise MemoryError("no room for the cache")
@@ -150,20 +158,16 @@ def test_without_weights_the_next_engine_starts_with_its_own():
 
 
 def test_the_event_loop_goes_on_during_a_restart():
-    engine = supervise(FakeEngine(dies_at=1), FakeEngine(start_s=0.3))
+    second = FakeEngine(waits=True)
+    engine = supervise(FakeEngine(dies_at=1), second)
 
     async def run():
         request = asyncio.create_task(ask(engine, 0))
-        longest, before = 0.0, time.monotonic()
-        while not request.done():
-            await asyncio.sleep(0.005)
-            now = time.monotonic()
-            longest, before = max(longest, now - before), now
-        return (await request).token_ids, longest
+        await until(second.starts.is_set)
+        second.may_start.set()  # which a loop that waits for the start could not do
+        return (await request).token_ids
 
-    result, longest = asyncio.run(run())
-    assert result == (0, 1000)
-    assert longest < 0.2
+    assert asyncio.run(run()) == (0, 1000)
 
 
 def test_waiting_for_a_restart_does_not_count_against_the_limit():
@@ -243,13 +247,15 @@ def test_a_request_past_its_limit_is_cancelled_and_counted():
 
 
 def test_a_cancelled_waiter_leaves_the_restart_to_the_others():
-    engine = supervise(FakeEngine(dies_at=2, delay_s=0.01), FakeEngine(start_s=0.2))
+    first, second = FakeEngine(dies_at=2, delay_s=0.01), FakeEngine(waits=True)
+    engine = supervise(first, second)
 
     async def run():
         requests = [asyncio.create_task(ask(engine, n)) for n in range(4)]
-        await asyncio.sleep(0.1)  # all wait for the restart
+        await until(second.starts.is_set)
         requests[0].cancel()
         requests[1].cancel()
+        second.may_start.set()
         return await asyncio.gather(*requests, return_exceptions=True)
 
     results = asyncio.run(run())
@@ -263,7 +269,7 @@ def test_a_cancelled_request_is_cancelled_inside():
 
     async def run():
         request = asyncio.create_task(ask(engine, 0))
-        await asyncio.sleep(0.02)
+        await until(lambda: inner.requests)
         request.cancel()
         await asyncio.gather(request, return_exceptions=True)
 
@@ -347,7 +353,7 @@ def test_requests_that_are_open_at_close_do_not_restart_it():
 
     async def run():
         request = asyncio.create_task(ask(engine, 0))
-        await asyncio.sleep(0.02)
+        await until(lambda: inner.requests)
         await asyncio.to_thread(engine.close)
         return await asyncio.gather(request, return_exceptions=True)
 
@@ -358,13 +364,16 @@ def test_requests_that_are_open_at_close_do_not_restart_it():
 
 
 def test_closing_during_a_restart_closes_what_it_starts():
-    second = FakeEngine(start_s=0.2)
+    second = FakeEngine(waits=True)
     engine = supervise(FakeEngine(dies_at=1), second)
 
     async def run():
         request = asyncio.create_task(ask(engine, 0))
-        await asyncio.sleep(0.05)
-        await asyncio.to_thread(engine.close)
+        await until(second.starts.is_set)
+        closing = asyncio.create_task(asyncio.to_thread(engine.close))
+        await until(lambda: engine._closed)
+        second.may_start.set()
+        await closing
         await asyncio.gather(request, return_exceptions=True)
 
     asyncio.run(run())
@@ -438,9 +447,12 @@ def test_weights_loaded_from_another_thread_while_engines_die():
 def test_busy_seconds_are_those_with_an_open_request():
     engine = supervise(FakeEngine(delay_s=0.1))
     assert engine.stats()["busy_seconds"] == 0
-    ask_all(engine, 3)  # together: 0.1 s, not 0.3 s
-    time.sleep(0.1)
-    assert 0.1 <= engine.stats()["busy_seconds"] < 0.2
+    began = time.monotonic()
+    ask_all(engine, 3)
+    took = time.monotonic() - began
+    busy = engine.stats()["busy_seconds"]
+    assert 0.1 <= busy <= took  # together, not 0.3 s one after the other
+    assert engine.stats()["busy_seconds"] == busy  # time alone adds nothing
 
 
 def test_an_open_request_counts_until_now():
