@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -15,7 +16,7 @@ from ray._private import worker as ray_worker
 from verl.trainer.stop_requests import ClusterLostError
 
 PING_S = 5.0  # between two looks at a cluster that others started, and for its answer
-PINGS = 3  # that are missed in a row: half of what Ray itself waits before it ends the driver
+PINGS = 3  # that are missed in a row: Ray itself waits for 60 s before it ends the driver
 
 AGENTS_S = 3.0  # what they have to end by themselves
 
@@ -81,12 +82,15 @@ def end(processes: list[psutil.Process]) -> None:
 
 
 def _watch_answers(over: int, on_loss: Callable[[ClusterLostError], object]) -> None:
-    missed = 0
+    missed, answered = 0, time.monotonic()
     while not select.select([over], [], [], PING_S)[0]:
-        missed = 0 if _control_answers() else missed + 1
+        if _control_answers():
+            missed, answered = 0, time.monotonic()
+        else:
+            missed += 1
         if missed == PINGS:
-            silent = round(PINGS * PING_S)
-            on_loss(ClusterLostError(f"the Ray cluster has not answered for {silent} s"))
+            silent = time.monotonic() - answered
+            on_loss(ClusterLostError(f"the Ray cluster has not answered for {silent:.0f} s"))
             return
 
 
