@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from types import ModuleType
 
-from reliability_parts import configurations, damage, endurance, observations
+from reliability_parts import configurations, damage, endurance, kills, observations
 
 from verl.utils.logging import setup_logging
 
@@ -17,6 +17,7 @@ SUBCOMMANDS: dict[str, ModuleType] = {
     "configurations": configurations,
     "damage": damage,
     "endurance": endurance,
+    "kills": kills,
     "observations": observations,
 }
 
