@@ -136,7 +136,9 @@ class Tracker:
         return {}
 
 
-def make_trainer(folder, *, async_steps, gate=lambda step: None, **run) -> RayPPOTrainer:
+def make_trainer(
+    folder, *, async_steps, gate=lambda step: None, checkpoint=None, **run
+) -> RayPPOTrainer:
     """`trainer.events` is what happened, in order. A seed is its step: the run's seed is 0."""
     events = []
     run = {"total_training_steps": 3, "val_before_train": False, "val_after_train": False} | run
@@ -153,7 +155,9 @@ def make_trainer(folder, *, async_steps, gate=lambda step: None, **run) -> RayPP
     )
     engines = Engines(events, gate)
     workers = SimpleNamespace(actor=Actor(events), critic=None, rollouts=engines)
-    trainer = RayPPOTrainer(config, make_plan(config), World(), workers, None, Tracker())
+    trainer = RayPPOTrainer(
+        config, make_plan(config), World(), workers, None, Tracker(), checkpoint
+    )
     trainer.events = events
 
     def sync():
@@ -279,7 +283,12 @@ def test_a_resumed_run_plays_every_task_once(tmp_path, async_steps):
     state = load_driver_state(tmp_path / "global_step_2")
     assert state["world"] == {"drawn": 2}
 
-    resumed = make_trainer(tmp_path, async_steps=async_steps, total_training_steps=4)
+    resumed = make_trainer(
+        tmp_path,
+        async_steps=async_steps,
+        total_training_steps=4,
+        checkpoint=tmp_path / "global_step_2",
+    )
     (tmp_path / "global_step_2" / "actor").mkdir()
     resumed.fit()
     assert tracked(resumed, "episode/first_task") == [2, 3]
@@ -327,6 +336,21 @@ def test_only_one_rollout_is_started_at_a_time(tmp_path):
     with pytest.raises(RuntimeError, match="pending already"):
         trainer.pipeline.start(1)
     assert len(trainer.pipeline.take(0).trajectories) == 2
+
+
+@pytest.mark.parametrize("async_steps", [0, 1])
+def test_a_rollout_that_is_interrupted_counts_for_nothing_in_a_checkpoint(tmp_path, async_steps):
+    def interrupt(step):
+        if step == 1:
+            raise KeyboardInterrupt
+
+    trainer = make_trainer(tmp_path, async_steps=async_steps, gate=interrupt)
+    trainer.refresh_engines()
+    trainer.train_step()
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train_step()
+    assert trainer.world.drawn == 2
+    assert trainer.state_dict()["world"] == {"drawn": 1}
 
 
 def test_uncorrected_old_rollouts_are_warned_of_once(tmp_path, caplog):
