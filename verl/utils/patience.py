@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
 
 logger = logging.getLogger(__name__)
 
@@ -17,6 +18,7 @@ logger = logging.getLogger(__name__)
 HEARTBEAT = "heartbeat"
 SLICE_S = 1.0  # between two looks
 START_S = 600.0  # a process that starts loads libraries, and answers nobody meanwhile
+DEATH_KNOWN_S = 60.0  # longer than Ray takes to give a machine up
 NAMES_SHOWN = 4
 
 
@@ -103,8 +105,7 @@ class _Watch:
             answer, since = self.asked[peer]
             if not ray.wait([answer], timeout=0)[0]:
                 return now - since
-        ask = peer.actor.__ray_call__.options(concurrency_group=HEARTBEAT)
-        self.asked[peer] = ask.remote(_is_alive), now
+        self.asked[peer] = _ask(peer), now
         return 0.0
 
     def _limit(self, peer: Peer) -> float:
@@ -126,6 +127,29 @@ class _Watch:
             logger.warning(
                 "waiting for %s since %.0f s: %s at work", self.what, waited, _names(peers)
             )
+
+
+def first_death(peers: Iterable[Peer]) -> tuple[Peer, RayActorError] | None:
+    """One of the peers that is dead, and how. Returns at once when all of them answer; that one's
+    machine is gone is known only when Ray's patience with it is over."""
+    answers = {_ask(peer): peer for peer in peers}
+    left = list(answers)
+    until = time.monotonic() + DEATH_KNOWN_S
+    while left:
+        ready, left = ray.wait(left, timeout=max(0.0, until - time.monotonic()))
+        if not ready:
+            return None
+        try:
+            ray.get(ready)
+        except RayActorError as error:
+            return answers[ready[0]], error
+    return None
+
+
+def _ask(peer: Peer) -> ray.ObjectRef:
+    """A question that it answers while it works."""
+    ask = peer.actor.__ray_call__.options(concurrency_group=HEARTBEAT)
+    return ask.remote(_is_alive)
 
 
 def _is_alive(worker: Any) -> bool:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorUnavailableError, RayActorError
 
 from verl.utils.errors import REASON_CHARS
 
@@ -44,6 +44,8 @@ def parallel_put(data_list: list[Any], max_workers: int | None = None) -> list[r
 def death_reason(error: RayActorError) -> str:
     """Why an actor died, as far as Ray knows, in half a sentence."""
     text = str(error)
+    if isinstance(error, ActorUnavailableError) or "its node has died" in text:
+        return "it cannot be reached: its process or its machine is gone"
     if "killed by `ray.kill`" in text:
         return "it did not answer and was killed"
     if "End of file" in text and "exit detail" in text:  # Ray's word for a process that is gone

@@ -19,7 +19,7 @@ from verl.single_controller.base.rendezvous import find_free_port
 from verl.single_controller.ray.resource_pool import Place, RayResourcePool
 from verl.single_controller.ray.worker_class import RayClassWithInitArgs
 from verl.utils.errors import WorkerDiedError
-from verl.utils.patience import Patience, Peer
+from verl.utils.patience import Patience, Peer, first_death
 from verl.utils.ray_utils import death_reason, parallel_put
 
 _PROBE_S = 300.0  # for a task on another node to start and end
@@ -36,6 +36,10 @@ def _meeting_point(node_id: str) -> tuple[str, str]:
     on_node = NodeAffinitySchedulingStrategy(node_id, soft=False)
     probe = ray.remote(num_cpus=0)(_free_address).options(scheduling_strategy=on_node)
     return ray.get(probe.remote(), timeout=_PROBE_S)
+
+
+def _died(peer: Peer, error: RayActorError, method: str) -> WorkerDiedError:
+    return WorkerDiedError(f"{peer.name} died during {method} ({death_reason(error)})")
 
 
 class RayWorkerGroup(WorkerGroup):
@@ -195,12 +199,15 @@ class RayWorkerGroup(WorkerGroup):
             peer = left.pop(answer)
             try:
                 ray.get(answer)
+            except RayTaskError as error:
+                # when a rank is gone, the others fail in their collectives before Ray knows it
+                if (found := first_death(left.values())) is not None:
+                    raise _died(*found, method) from error
+                raise
             except RayActorError as error:
-                if isinstance(error, RayTaskError) or error.actor_init_failed:
+                if error.actor_init_failed:
                     raise  # its own mistake
-                raise WorkerDiedError(
-                    f"{peer.name} died during {method} ({death_reason(error)})"
-                ) from error
+                raise _died(peer, error, method) from error
         self._is_up = True
         return ray.get(answers)
 
