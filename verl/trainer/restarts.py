@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from verl.config.trainer import SessionConfig
 from verl.utils.atomic import latest_first
-from verl.utils.errors import WorkerDiedError
+from verl.utils.errors import UserError, WorkerDiedError
 
 logger = logging.getLogger(__name__)
 
@@ -22,17 +22,24 @@ def surviving_deaths(run: Run, attempt: Callable[[Run], Result]) -> Result:
     same command had been given anew, up to `trainer.max_restarts` times.
 
     Raises:
-        WorkerDiedError: it died once more.
+        WorkerDiedError: it died once more; or what is left of the cluster cannot start it anew.
     """
     before = _newest(run)
     left = run.max_restarts
+    death: WorkerDiedError | None = None
     while True:
         try:
             return attempt(run)
+        except UserError as refusal:
+            if death is None:
+                raise
+            death.add_note(f"it could not be started anew: {refusal}")
+            raise death from refusal
         except WorkerDiedError as error:
             if left == 0:
                 raise
             left -= 1
+            death = error
             if _newest(run) != before:  # saved by this command, whatever that began from
                 run = replace(run, resume_mode="auto")
             told = "; ".join([str(error), *getattr(error, "__notes__", [])])

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from verl.config.trainer import SessionConfig
+from verl.trainer.endings import ending_of
 from verl.trainer.restarts import surviving_deaths
 from verl.utils.errors import UserError, WorkerDiedError
 
@@ -53,6 +54,21 @@ def test_other_errors_are_not_tried_again(tmp_path):
     with pytest.raises(UserError):
         surviving_deaths(run, attempt)
     assert len(seen) == 1
+
+
+def test_what_refuses_a_new_start_ends_the_run_as_the_death_that_it_follows(tmp_path):
+    """Without the machine that died there may be no room."""
+    run = make_run(tmp_path, max_restarts=2)
+    death = WorkerDiedError("rank 1 died")
+    seen, attempt = attempts(run, death, UserError("cannot place [1, 1] workers"))
+    with pytest.raises(WorkerDiedError, match="rank 1 died"):
+        surviving_deaths(run, attempt)
+    assert len(seen) == 2
+    ending = ending_of(death)
+    assert ending.code == 3
+    assert ending.sentence == (
+        "rank 1 died; it could not be started anew: cannot place [1, 1] workers"
+    )
 
 
 def test_what_this_command_has_saved_is_gone_on_from_even_when_it_began_afresh(tmp_path):
