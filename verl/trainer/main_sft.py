@@ -144,6 +144,7 @@ def start_workers(config: SFTConfig, device: str, total_steps: int) -> RayWorker
             process_on_nodes=[run.n_gpus_per_node] * run.nnodes,
             use_gpu=device == "cuda",
             max_colocate_count=1,
+            apart=True,
         ),
         ray_cls_with_init=RayClassWithInitArgs(ray.remote(SFTWorker), config, runtime),
         device_name=device,

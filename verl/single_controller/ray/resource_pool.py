@@ -7,6 +7,7 @@ import logging
 import math
 import uuid
 from collections import Counter, defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import ray
@@ -42,6 +43,7 @@ class RayResourcePool(ResourcePool):
         use_gpu: bool = True,
         name_prefix: str | None = None,
         max_colocate_count: int = 10,
+        apart: bool = False,
     ) -> None:
         """Nothing is reserved before the first worker group asks.
 
@@ -51,9 +53,11 @@ class RayResourcePool(ResourcePool):
             name_prefix: of the placement groups' names.
             max_colocate_count: worker groups that may share the pool; each gets an equal part of
                 a place.
+            apart: no two entries of `process_on_nodes` share a node.
         """
         super().__init__(process_on_nodes, max_colocate_count)
         self.use_gpu = use_gpu
+        self.apart = apart
         self.name_prefix = name_prefix or f"verl_pool_{uuid.uuid4().hex[:6]}"
         self.pgs: list[PlacementGroup] | None = None
 
@@ -87,39 +91,37 @@ class RayResourcePool(ResourcePool):
         """
         if self.pgs is None:
             bundle = self._bundle(device_name)
-            groups = [
-                placement_group(
-                    bundles=[dict(bundle) for _ in range(count)],
-                    strategy=strategy,
-                    name=f"{self.name_prefix}:{node}",
+            groups: list[PlacementGroup] = []
+            for node, count in enumerate(self.store):
+                taken = {_node(group) for group in groups} if self.apart else ()
+                groups.append(
+                    placement_group(
+                        bundles=[dict(bundle) for _ in range(count)],
+                        strategy=strategy,
+                        name=f"{self.name_prefix}:{node}",
+                        bundle_label_selector=[_none_of(taken) for _ in range(count)],
+                    )
                 )
-                for node, count in enumerate(self.store)
-            ]
-            self._wait(groups, bundle)
+                self._wait(groups, bundle)
             self.pgs = sort_placement_group_by_node_ip(groups)
         return self.pgs
 
     def _wait(self, groups: list[PlacementGroup], bundle: dict[str, float]) -> None:
+        """For the last one."""
         request = f"{self.store} workers a node with {bundle} each"
-        reserved = [group.ready() for group in groups]
-        _, missing = ray.wait(reserved, num_returns=len(groups), timeout=_PLACEMENT_NOTICE_S)
-        if not missing:
+        if self.apart:
+            request += f" on {len(self.store)} different nodes"
+        if groups[-1].wait(_PLACEMENT_NOTICE_S):
             return
-        logger.warning(
-            "waiting for room for %s; free are %s of %s",
-            request,
-            ray.available_resources(),
-            ray.cluster_resources(),
+        logger.warning("waiting for room for %s; %s", request, _room())
+        if groups[-1].wait(_PLACEMENT_TIMEOUT_S):
+            return
+        for group in groups:
+            ray.util.remove_placement_group(group)
+        raise UserError(
+            f"cannot place {request} within {_PLACEMENT_TIMEOUT_S} s: {_room()}; "
+            "ask for fewer workers, free resources or add nodes"
         )
-        _, missing = ray.wait(reserved, num_returns=len(groups), timeout=_PLACEMENT_TIMEOUT_S)
-        if missing:
-            for group in groups:
-                ray.util.remove_placement_group(group)
-            raise UserError(
-                f"cannot place {request} within {_PLACEMENT_TIMEOUT_S} s: free are "
-                f"{ray.available_resources()} of {ray.cluster_resources()}; "
-                "ask for fewer workers, free resources or add nodes"
-            )
 
     def places(self, strategy: str, device_name: str | None) -> list[Place]:
         """All places in rank order."""
@@ -136,6 +138,24 @@ class RayResourcePool(ResourcePool):
         return places
 
 
+def _node(group: PlacementGroup) -> str:
+    """That of its first place."""
+    return placement_group_table(group)["bundles_to_node_id"][0]
+
+
+def _none_of(nodes: Collection[str]) -> dict[str, str]:
+    """Ray's label selector of all other nodes. A space in it would become part of an id."""
+    return {"ray.io/node-id": f"!in({','.join(sorted(nodes))})"} if nodes else {}
+
+
+def _room() -> str:
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    free, total = ray.available_resources(), ray.cluster_resources()
+    kinds = [kind for kind in ("CPU", *_RAY_RESOURCE.values()) if kind in total]
+    rooms = ", ".join(f"{free.get(kind, 0):g} of {total[kind]:g} {kind}" for kind in kinds)
+    return f"free on {nodes} nodes are {rooms}"
+
+
 def _ip_sort_key(address: str) -> tuple:
     """By number, so that 10.0.0.9 comes before 10.0.0.10; names come after IPv4 addresses."""
     try:
@@ -149,6 +169,6 @@ def sort_placement_group_by_node_ip(groups: list[PlacementGroup]) -> list[Placem
     ip_of_node = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
 
     def key(group: PlacementGroup) -> tuple:
-        return _ip_sort_key(ip_of_node[placement_group_table(group)["bundles_to_node_id"][0]])
+        return _ip_sort_key(ip_of_node[_node(group)])
 
     return sorted(groups, key=key)

@@ -23,6 +23,7 @@ def trainer_pool(config: PPOConfig, plan: RunPlan) -> RayResourcePool:
         process_on_nodes=[config.trainer.n_gpus_per_node] * config.trainer.nnodes,
         use_gpu=plan.device == "cuda",
         max_colocate_count=PROCESSES_PER_GPU if is_shared else 1,
+        apart=True,
     )
 
 
