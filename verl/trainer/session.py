@@ -24,6 +24,7 @@ from verl.config.trainer import RayInitConfig, SessionConfig
 from verl.trainer.checkpoint import CONFIG_FILE, load_driver_state
 from verl.trainer.cluster_watch import end, own_agents, watched_cluster
 from verl.trainer.endings import telling_what_stands
+from verl.trainer.shared_folder import check_shared_folder
 from verl.trainer.stop_requests import StopRequests
 from verl.utils.atomic import atomic_write_text
 from verl.utils.disk import NoRoomError, refused
@@ -84,13 +85,19 @@ def run_session(
     run: SessionConfig, cluster: RayInitConfig, processes: int, folder: Path
 ) -> Iterator[StopRequests]:
     """Ray, as `ray_cluster`; a request to stop and a cluster that dies are raised in the block, and
-    whatever ends it says from where the run can go on."""
+    whatever ends it says from where the run can go on.
+
+    Raises:
+        UserError: as `ray_cluster`; or not all of several machines have the folder.
+    """
     with (
         StopRequests() as stop,
         telling_what_stands(run),
         ray_cluster(cluster, processes, folder),
         watched_cluster(stop.stop),
     ):
+        if run.nnodes > 1:
+            check_shared_folder(folder)
         yield stop
 
 
