@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 REPO = Path(__file__).parents[1]
@@ -49,13 +50,17 @@ def environment() -> dict[str, str]:
 
 
 def run(
-    module: str, *arguments: str, cwd: Path, timeout_s: float = 500
+    module: str,
+    *arguments: str,
+    cwd: Path,
+    timeout_s: float = 500,
+    env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """`command` until its end, whatever that is."""
     return subprocess.run(
         command(module, *arguments),
         cwd=cwd,
-        env=environment(),
+        env=env or environment(),
         capture_output=True,
         text=True,
         timeout=timeout_s,

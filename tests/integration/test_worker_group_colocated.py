@@ -1,6 +1,8 @@
 """Several workers in one process, and what happens when a worker fails."""
 
 import os
+import signal
+import threading
 import time
 
 import pytest
@@ -73,6 +75,17 @@ class Failing(Worker):
             raise ValueError("the cause")
         os._exit(1)
 
+    @register(Dispatch.ONE_TO_ALL)
+    def process(self):
+        return os.getpid()
+
+    @register(Dispatch.ONE_TO_ALL)
+    def lose_rank_one(self, processes):
+        if self.rank == 0:
+            os.kill(processes[1], signal.SIGKILL)
+            raise RuntimeError("connection reset by peer")  # as a collective says
+        threading.Event().wait()
+
 
 class Broken(Worker):
     def __init__(self) -> None:
@@ -128,6 +141,10 @@ class TestFailures:
             WorkerDiedError, match=r"rank 1 died during fail_on_rank_one \(its process"
         ):
             failing.fail_on_rank_one("die")
+
+    def test_a_death_is_reported_where_another_rank_fails_of_it_first(self, failing):
+        with pytest.raises(WorkerDiedError, match="rank 1 died during lose_rank_one"):
+            failing.lose_rank_one(failing.process())
 
     def test_a_constructor_error_names_its_cause(self):
         group = RayWorkerGroup(RayResourcePool([1], use_gpu=False), RayClassWithInitArgs(Broken))
