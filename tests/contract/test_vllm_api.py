@@ -21,8 +21,8 @@ from verl.config.model import ModelConfig
 from verl.config.plan import EnginePlan
 from verl.config.transport import transport_environment
 from verl.trainer.ppo.placement import engine_placement
+from verl.utils.patience import Patience
 from verl.workers.rollout.vllm_rollout.arguments import engine_args
-from verl.workers.weight_sync import client as client_module
 from verl.workers.weight_sync.client import Receivers
 
 pytestmark = pytest.mark.vllm
@@ -50,13 +50,13 @@ class Worker:
     def __init__(self):
         self.calls = []
         self.transfer = SimpleNamespace(
-            remote=lambda stage, payload: self.calls.append((stage, payload))
+            remote=lambda stage, payload: self.calls.append((stage, payload)) or object()
         )
 
 
 @pytest.fixture
 def workers(monkeypatch):
-    monkeypatch.setattr(client_module.ray, "get", lambda answers: answers)
+    monkeypatch.setattr(Patience, "results", lambda self, answers, what: list(answers))
     return Worker(), Worker()
 
 

@@ -77,3 +77,22 @@ def test_who_still_starts_is_not_killed(sleeper, caplog):
 def _continue_later(pid, seconds):
     time.sleep(seconds)
     os.kill(pid, signal.SIGCONT)
+
+
+def test_the_death_of_one_ends_the_wait_for_another(sleeper):
+    busy, _ = sleeper
+    actor = actor_class(Sleeper).remote()
+    process = psutil.Process(ray.get(actor.process.remote()))
+    answers = {
+        busy.actor.sleep.remote(200): busy,
+        actor.sleep.remote(200): Peer("worker 8", actor),
+    }
+    process.kill()
+    with pytest.raises(RayActorError):
+        PATIENCE.results(answers, "sleep")
+
+
+def test_results_are_in_the_order_of_the_questions(sleeper):
+    peer, _ = sleeper
+    answers = {peer.actor.sleep.remote(0.2): peer, peer.actor.process.remote(): peer}
+    assert PATIENCE.results(answers, "work")[0] == "rested"

@@ -68,6 +68,16 @@ class Patience:
                 return ready[0]
             watch.look(set(awaited.values()))
 
+    def results(self, answers: Mapping[ray.ObjectRef, Peer], what: str) -> list[Any]:
+        """What all of them refer to, in order. The first error of a peer is raised at once: the
+        others may be waiting for that peer."""
+        left = dict(answers)
+        while left:
+            answer = self.first(left, what)
+            ray.get(answer)
+            del left[answer]
+        return ray.get(list(answers))
+
     def result(self, answer: ray.ObjectRef, peer: Peer, what: str) -> Any:
         """What `answer` refers to. Raises what the peer raised."""
         return ray.get(self.first({answer: peer}, what))

@@ -70,5 +70,4 @@ class RolloutClient:
                 zip(self._receivers.workers, payloads, strict=True)
             )
         }
-        patience = self._receivers.patience
-        return [patience.result(answer, peer, stage) for answer, peer in answers.items()]
+        return self._receivers.patience.results(answers, stage)
