@@ -13,9 +13,9 @@ from verl.config.root import PPOConfig
 from verl.config.trainer import RunConfig
 from verl.config.transport import resolve_transport, transport_environment
 from verl.utils.errors import UserError
+from verl.utils.patience import Patience
 from verl.workers.model_loading import load_causal_lm
 from verl.workers.sharded_model import ShardedModel
-from verl.workers.weight_sync import client as client_module
 from verl.workers.weight_sync.client import Receivers, RolloutClient
 from verl.workers.weight_sync.gather import full_parameters, sharded_parameters, wire_dtype
 from verl.workers.weight_sync.sync import ObjectStoreSync, TransferSync, build_weight_sync
@@ -126,9 +126,7 @@ class Remote:
 
 @pytest.fixture
 def calls(monkeypatch):
-    monkeypatch.setattr(
-        client_module.ray, "get", lambda pending: [call() for call in pending], raising=True
-    )
+    monkeypatch.setattr(Patience, "results", lambda self, pending, what: [c() for c in pending])
     return []
 
 
