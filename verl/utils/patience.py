@@ -68,7 +68,7 @@ class Patience:
                 return ready[0]
             watch.look(set(awaited.values()))
 
-    def results(self, answers: Mapping[ray.ObjectRef, Peer], what: str) -> list[Any]:
+    def results(self, answers: Mapping[Any, Peer], what: str) -> list[Any]:
         """What all of them refer to, in order. The first error of a peer is raised at once: the
         others may be waiting for that peer."""
         left = dict(answers)

@@ -210,7 +210,7 @@ def test_engines_connect_once_and_again_after_a_restart(calls):
 
 
 def transfer_sync(calls, rollouts, trainers_wait=True):
-    return TransferSync(Trainers(calls), rollouts, 2, trainers_wait)
+    return TransferSync(Trainers(calls), rollouts, 2, Patience(), trainers_wait)
 
 
 def test_a_lost_engine_gets_the_version_that_it_had(calls):
