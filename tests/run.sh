@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Sets up .venv and runs the tests.
 #
-#   bash tests/run.sh              everything that this machine can run, the quick ones first
+#   bash tests/run.sh              what this machine can run, the quick ones first
 #   bash tests/run.sh quick        without slow tests and optional packages
+#   bash tests/run.sh -m long      what takes minutes a test; -m models: every architecture
 #   bash tests/run.sh <args>       handed to pytest, e.g. tests/unit/epo -k corridor
 set -euo pipefail
 
@@ -26,7 +27,7 @@ case "${1:-all}" in
     quick) quick "${@:2}" ;;
     all)
         quick "${@:2}"
-        run -m "slow or gpu or vllm or alfworld" "${@:2}"
+        run -m "(slow or gpu or vllm or alfworld) and not long" "${@:2}"
         ;;
     *) run "$@" ;;
 esac

@@ -16,7 +16,7 @@ from ..machines import Machines, can_hide, machines
 from ..runs import LAKE, REPO, command, run
 from ..waiting import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 
 # A game that waits for `open` once the path in `closes_at` is there.
 GAME = """
