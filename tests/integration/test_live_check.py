@@ -117,7 +117,7 @@ def test_scrambled_weights_stop_the_run_with_one_sentence(tmp_path, policy, engi
         pytest.param(
             "vllm",
             ["actor_rollout_ref.model.lora_rank=4"],
-            marks=pytest.mark.vllm,
+            marks=[pytest.mark.vllm, pytest.mark.long],
         ),
     ],
     ids=["hf on two ranks", "hf, LoRA, one step ahead", "vllm", "vllm, adapters"],
