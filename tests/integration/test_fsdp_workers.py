@@ -27,6 +27,7 @@ from verl.single_controller.ray.base import (
     RayWorkerGroup,
     create_colocated_worker_cls,
 )
+from verl.utils.patience import Patience
 from verl.workers.fsdp_workers import CriticWorker, PolicyWorker
 from verl.workers.model_loading import load_causal_lm
 from verl.workers.rollout.engines import build_engine
@@ -367,7 +368,7 @@ def test_a_transfer_sends_whole_weights_to_every_engine_in_order(model_path, bat
     actor.use_fake_sender()
     receivers = [Receiver.remote() for _ in range(2)]
     rollouts = SimpleNamespace(workers=receivers, ask_for_weights=lambda fetch: None)
-    sync = TransferSync(actor, rollouts, gpus_each=2, trainers_wait=True)
+    sync = TransferSync(actor, rollouts, gpus_each=2, patience=Patience(), trainers_wait=True)
     training_step(workers, batch)
     sync.sync(3)
     want = weights_of(workers)
