@@ -16,6 +16,7 @@ from verl.config.keys import ConfigKeys
 from verl.config.root import PPOConfig
 from verl.config.sft import SFTConfig
 from verl.utils.errors import UserError
+from verl.utils.secrets import MASK, masked
 
 logger = logging.getLogger(__name__)
 
@@ -28,13 +29,27 @@ def load_saved(path: Path, overrides: list[str]) -> tuple[DictConfig, PPOConfig]
     """`path` is a run's `config.yaml`; `overrides` are `key=value` and win.
 
     Raises:
-        UserError: the file is missing, holds or is given a key or value that does not fit, or has
-            strange code run that the overrides do not ask for.
+        UserError: the file is missing, holds or is given a key or value that does not fit, has
+            strange code run that the overrides do not ask for, or needs a secret from them.
     """
     merged, typed = _load_ppo(path, overrides)
     given = OmegaConf.to_container(OmegaConf.from_dotlist(overrides))
     check_doors(typed, {name.removeprefix(".") for name, _ in leaves("", given)}, path)
+    _check_secrets(typed, path)
     return merged, typed
+
+
+def _check_secrets(config: PPOConfig, path: Path) -> None:
+    missing = [
+        name
+        for key, value, _ in settings(config)
+        for name, leaf in leaves(key, value)
+        if leaf == MASK
+    ]
+    if missing:
+        raise UserError(
+            f"{path} keeps no secrets; add {' '.join(f'{name}=<value>' for name in missing)}"
+        )
 
 
 def load_saved_ppo(path: Path) -> PPOConfig:
@@ -114,7 +129,7 @@ def _entries(config: Any) -> dict[str, tuple[Any, bool]]:
     return {
         name: (leaf, facts.harmless)
         for key, value, facts in settings(config)
-        for name, leaf in leaves(key, value)
+        for name, leaf in leaves(key, masked(value))  # as in the file, which keeps no secrets
     }
 
 

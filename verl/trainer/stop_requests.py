@@ -95,6 +95,9 @@ class StopRequests:
         found, self._found = self._found, None
         if found is None and self._reason is not None:
             end_at_once(number)
+        if isinstance(self._reason, Terminated):  # it was for the whole group, Ray's processes too
+            self._broken = True
+            raise KeyboardInterrupt
         if found is None and number == signal.SIGINT:
             self._reason = KeyboardInterrupt()
         else:

@@ -71,12 +71,12 @@ class Patience:
     def results(self, answers: Mapping[Any, Peer], what: str) -> list[Any]:
         """What all of them refer to, in order. The first error of a peer is raised at once: the
         others may be waiting for that peer."""
-        left = dict(answers)
+        left, results = dict(answers), {}
         while left:
             answer = self.first(left, what)
-            ray.get(answer)
+            results[answer] = ray.get(answer)
             del left[answer]
-        return ray.get(list(answers))
+        return [results[answer] for answer in answers]
 
     def result(self, answer: ray.ObjectRef, peer: Peer, what: str) -> Any:
         """What `answer` refers to. Raises what the peer raised."""

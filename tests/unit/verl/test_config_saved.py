@@ -3,8 +3,8 @@
 import pytest
 from omegaconf import OmegaConf
 
-from verl.config.compose import compose_config, compose_sft_config
-from verl.config.saved import Change, changes_between, load_saved, load_saved_sft
+from verl.config.compose import compose_config, compose_sft_config, plain
+from verl.config.saved import Change, changes_between, load_saved, load_saved_ppo, load_saved_sft
 from verl.utils.errors import UserError
 
 
@@ -97,3 +97,23 @@ def test_a_cloning_run_is_read_back_too(tmp_path):
     changed = compose_sft_config(["model.path=m", "data.train_files=[b.jsonl]"])[1]
     (files,) = changes_between(config, changed)
     assert str(files) == "data.train_files=['a.jsonl'] -> ['b.jsonl']" and not files.harmless
+
+
+def with_key(value):
+    """A run on an environment that needs a key, as composed and as its file has it."""
+    composed, config = compose_config([f"+env.options.api_key={value}"], "quickstart")
+    return OmegaConf.create(plain(composed)), config
+
+
+def test_a_secret_is_asked_for_because_no_file_keeps_it(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(OmegaConf.to_yaml(with_key("hunter2")[0]))
+    with pytest.raises(UserError, match=r"keeps no secrets; add env\.options\.api_key=<value>"):
+        load_saved(path, [])
+    assert load_saved(path, ["env.options.api_key=hunter2"])[1] == with_key("hunter2")[1]
+
+
+def test_a_secret_is_no_change_of_a_resumed_run_and_is_not_told(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(OmegaConf.to_yaml(with_key("hunter2")[0]))
+    assert changes_between(load_saved_ppo(path), with_key("hunter3")[1]) == []

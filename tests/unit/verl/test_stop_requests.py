@@ -11,7 +11,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from verl.trainer.stop_requests import StopRequests, Terminated, saving_when_stopped
+from verl.trainer.stop_requests import (
+    ClusterLostError,
+    StopRequests,
+    Terminated,
+    saving_when_stopped,
+)
 
 
 def terminate():
@@ -42,6 +47,27 @@ def test_what_another_thread_finds_is_raised_in_the_main_one():
         threading.Thread(target=stop.stop, args=(ValueError("the cluster died"),)).start()
         wait_for_signal()
     assert not stop.allows_saving and caught.value is not None
+
+
+def test_a_cluster_that_ends_by_the_same_sigterm_is_no_other_reason():
+    """Schedulers send it to every process of a job."""
+    with pytest.raises(Terminated), StopRequests() as stop, stop.postponed():
+        terminate()
+        threading.Thread(target=stop.stop, args=(ClusterLostError("Ray's raylet died"),)).start()
+        wait_for_signal()
+    assert not stop.allows_saving
+
+
+def test_a_cluster_that_ends_while_the_last_step_is_saved_breaks_that_off():
+    with pytest.raises(Terminated), StopRequests() as stop:
+        try:
+            terminate()
+            wait_for_signal()
+        finally:
+            assert stop.allows_saving
+            stop.stop(ClusterLostError("Ray's raylet died"))
+            wait_for_signal()
+    assert not stop.allows_saving
 
 
 def test_a_step_that_has_begun_is_finished_first():

@@ -194,11 +194,12 @@ class RayWorkerGroup(WorkerGroup):
             answer: Peer(f"training rank {rank}", worker, starts=not self._is_up)
             for rank, (answer, worker) in enumerate(zip(answers, self._workers, strict=False))
         }
+        results = {}
         while left:
             answer = self._patience.first(left, method)
             peer = left.pop(answer)
             try:
-                ray.get(answer)
+                results[answer] = ray.get(answer)
             except RayTaskError as error:
                 # when a rank is gone, the others fail in their collectives before Ray knows it
                 if (found := first_death(left.values())) is not None:
@@ -209,7 +210,7 @@ class RayWorkerGroup(WorkerGroup):
                     raise  # its own mistake
                 raise _died(peer, error, method) from error
         self._is_up = True
-        return ray.get(answers)
+        return [results[answer] for answer in answers]
 
     def _call(self, worker: ActorHandle, method: str, args: tuple, kwargs: dict) -> ray.ObjectRef:
         if self._colocated_key is None:
