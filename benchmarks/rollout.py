@@ -5,12 +5,10 @@ Every subcommand prints one Markdown table of numbers from this one run.
 
 from __future__ import annotations
 
-import argparse
 from types import ModuleType
 
+import subcommands
 from rollout_parts import calibrate, context, lockstep, scale, step
-
-from verl.utils.logging import setup_logging
 
 SUBCOMMANDS: dict[str, ModuleType] = {
     "calibrate": calibrate,
@@ -21,15 +19,5 @@ SUBCOMMANDS: dict[str, ModuleType] = {
 }
 
 
-def main() -> None:
-    setup_logging("WARNING")
-    parser = argparse.ArgumentParser(description=__doc__)
-    subparsers = parser.add_subparsers(dest="name", required=True)
-    for name, module in SUBCOMMANDS.items():
-        module.add_arguments(subparsers.add_parser(name, description=module.__doc__))
-    options = parser.parse_args()
-    SUBCOMMANDS[options.name].run(options)
-
-
 if __name__ == "__main__":
-    main()
+    subcommands.run(__doc__, SUBCOMMANDS, "WARNING")

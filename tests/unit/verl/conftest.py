@@ -5,6 +5,8 @@ Imports stay inside the fixtures: most tests here need neither transformers nor 
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 TINY_VOCABULARY = 60
@@ -39,3 +41,17 @@ def single_rank(monkeypatch: pytest.MonkeyPatch):
     join_process_group(runtime)
     yield runtime
     dist.destroy_process_group()
+
+
+@pytest.fixture
+def restored_logging():
+    """What a test changes of the root logger is undone after it."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    for handler in root.handlers:
+        if handler not in handlers:
+            handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(False)

@@ -2,6 +2,8 @@
 
 import logging
 
+import pytest
+
 from verl.utils.append_file import AppendFile
 from verl.utils.logging import setup_logging
 
@@ -42,24 +44,15 @@ def test_a_file_that_cannot_be_opened_is_opened_later(tmp_path):
     assert file.path.read_text() == "".join(LINES[:2])
 
 
+@pytest.mark.usefixtures("restored_logging")
 def test_the_log_of_a_run_waits_for_room_without_a_traceback(tmp_path, no_file_beyond, capfd):
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    root.handlers.clear()  # pytest's own cannot hand such a text to another process
-    try:
-        setup_logging(file=tmp_path / "run.log")
-        log = logging.getLogger("verl.x")
-        with no_file_beyond(0):
-            log.info("first \ud800")
-            log.info("second")
-        log.info("third")
-    finally:
-        for handler in root.handlers:
-            if handler not in handlers:
-                handler.close()
-        root.handlers[:] = handlers
-        root.setLevel(level)
-        logging.captureWarnings(False)
+    logging.getLogger().handlers.clear()  # pytest's cannot hand such a text to another process
+    setup_logging(file=tmp_path / "run.log")
+    log = logging.getLogger("verl.x")
+    with no_file_beyond(0):
+        log.info("first \ud800")
+        log.info("second")
+    log.info("third")
     words = [line.split(": ", 1)[1] for line in (tmp_path / "run.log").read_text().splitlines()]
     assert [words[0], words[2], words[3]] == ["first \\ud800", "second", "third"]
     assert "run.log cannot be written to" in words[1] and "again; 0 lines" in words[4]

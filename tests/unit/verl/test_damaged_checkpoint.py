@@ -65,7 +65,11 @@ def test_two_checkpoints_that_were_exchanged_are_found(tmp_path, saved):
 
 
 def test_a_copy_may_have_any_name(tmp_path, saved):
-    check_whole(saved[2].rename(tmp_path / "best"))
+    copy = saved[2].rename(tmp_path / "best")
+    check_whole(copy)
+    (copy / "driver.pt").unlink()
+    with pytest.raises(UserError, match="best is damaged"):
+        check_whole(copy)
 
 
 def test_a_checkpoint_of_an_earlier_version_is_taken_with_a_warning(tmp_path, saved, caplog):

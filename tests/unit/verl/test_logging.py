@@ -12,18 +12,7 @@ from tqdm import tqdm
 from verl.utils import logging as run_logging
 from verl.utils.logging import ConsoleHandler, LoggedProgress, progress, setup_logging
 
-
-@pytest.fixture(autouse=True)
-def restore_root_logger():
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    for handler in root.handlers:
-        if handler not in handlers:
-            handler.close()
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logging.captureWarnings(False)
+pytestmark = pytest.mark.usefixtures("restored_logging")
 
 
 def lines(capsys):
